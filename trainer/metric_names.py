@@ -1,0 +1,63 @@
+"""The names under which metrics are kept, in MLflow and at `/experiments/{id}/metrics`.
+
+Accuracies are ratios 0..1. `loss`, `contrastive_accuracy`, `entropy`, `lr` have one point for
+every step under its global step; the others have one under the last step of their epoch.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+LOSS: Final = "loss"
+CONTRASTIVE_ACCURACY: Final = "contrastive_accuracy"
+ENTROPY: Final = "entropy"
+LR: Final = "lr"
+IMAGES_PER_SECOND: Final = "images_per_second"
+EPOCH: Final = "epoch"
+
+KNN_ACCURACY: Final = "knn_accuracy"
+KNN_ACCURACY_K200: Final = "knn_accuracy_k200"
+LINEAR_ACCURACY: Final = "linear_accuracy"
+LINEAR_ACCURACY_Z: Final = "linear_accuracy_z"
+LINEAR_ACCURACY_1PCT: Final = "linear_accuracy_1pct"
+LINEAR_ACCURACY_10PCT: Final = "linear_accuracy_10pct"
+TEST_KNN_ACCURACY: Final = "test_knn_accuracy"
+TEST_LINEAR_ACCURACY: Final = "test_linear_accuracy"
+RAW_PIXEL_KNN_ACCURACY: Final = "raw_pixel_knn_accuracy"
+RANDOM_ENCODER_KNN_ACCURACY: Final = "random_encoder_knn_accuracy"
+
+ALIGNMENT: Final = "alignment"
+UNIFORMITY: Final = "uniformity"
+H_STD: Final = "h_std"
+H_EFFECTIVE_RANK: Final = "h_effective_rank"
+
+STEP_METRICS: Final = (LOSS, CONTRASTIVE_ACCURACY, ENTROPY, LR)
+
+# Transformation prediction (SimCLR, Table 3): one name per task and per place it is read from.
+TRANSFORMATION_TASKS: Final = ("colour_vs_grey", "rotation", "original_vs_corrupted", "original_vs_sobel")
+
+
+def transformation_accuracy(task: str, source: str) -> str:
+    """Return the metric name of predicting `task` from `source` (`h` or `z`)."""
+    return f"transformation_{task}_{source}"
+
+
+EVALUATION_METRICS: Final = (
+    KNN_ACCURACY,
+    KNN_ACCURACY_K200,
+    LINEAR_ACCURACY,
+    LINEAR_ACCURACY_Z,
+    LINEAR_ACCURACY_1PCT,
+    LINEAR_ACCURACY_10PCT,
+    TEST_KNN_ACCURACY,
+    TEST_LINEAR_ACCURACY,
+    RAW_PIXEL_KNN_ACCURACY,
+    RANDOM_ENCODER_KNN_ACCURACY,
+    ALIGNMENT,
+    UNIFORMITY,
+    H_STD,
+    H_EFFECTIVE_RANK,
+    *(transformation_accuracy(task, source) for task in TRANSFORMATION_TASKS for source in "hz"),
+)
+
+ALL_METRICS: Final = (*STEP_METRICS, IMAGES_PER_SECOND, EPOCH, *EVALUATION_METRICS)

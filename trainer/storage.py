@@ -1,0 +1,179 @@
+"""Storage: named blobs in a directory or an S3 bucket, for checkpoints, markers and metrics.
+
+Every write is whole or absent, and `create` is conditional: of two writers one wins. The rest of
+the code builds its guarantees on just these two properties, so that a directory and an object
+store behave alike. Keys are relative, '/'-separated, and never leave the root.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from types_boto3_s3.client import S3Client
+
+__all__ = ["BlobMissing", "DirectoryStorage", "S3Storage", "Storage", "open_storage"]
+
+
+class BlobMissing(KeyError):
+    """There is no blob under this key."""
+
+
+class Storage(Protocol):
+    """Named blobs. Implementations raise OSError (or a subclass) when storage is unreachable."""
+
+    def read(self, key: str) -> bytes:
+        """Return the blob, or raise BlobMissing."""
+
+    def write(self, key: str, data: bytes) -> None:
+        """Put or replace the blob, durably; a reader sees the old bytes or the new, never a mix."""
+
+    def create(self, key: str, data: bytes) -> bool:
+        """Put the blob only where none is; return whether this call put it."""
+
+    def list(self, prefix: str) -> list[str]:
+        """Return the keys that start with `prefix`, sorted."""
+
+    def delete(self, key: str) -> None:
+        """Remove the blob; removing what is not there is no error."""
+
+
+def open_storage(uri: str) -> Storage:
+    """Return the storage at a directory or an `s3://bucket/prefix` address.
+
+    Raises:
+        ValueError: If the scheme is neither.
+    """
+    parts = urlsplit(uri)
+    if parts.scheme == "s3":
+        return S3Storage(bucket=parts.netloc, prefix=parts.path.strip("/"))
+    if parts.scheme in ("", "file"):
+        return DirectoryStorage(Path(parts.path if parts.scheme else uri))
+    raise ValueError(f"storage {uri!r}: use a directory or s3://bucket/prefix")
+
+
+class DirectoryStorage:
+    """Blobs as files under one directory, synced and renamed into place."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root.absolute()
+
+    def read(self, key: str) -> bytes:
+        try:
+            return self._path(key).read_bytes()
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+            raise BlobMissing(key) from error
+
+    def write(self, key: str, data: bytes) -> None:
+        path = self._path(key)
+        temporary = self._write_temporary(path, data)
+        temporary.replace(path)
+        _sync_directory(path.parent)
+
+    def create(self, key: str, data: bytes) -> bool:
+        path = self._path(key)
+        temporary = self._write_temporary(path, data)
+        try:
+            os.link(temporary, path)  # fails where the name exists, unlike a rename
+        except FileExistsError:
+            return False
+        finally:
+            temporary.unlink()
+        _sync_directory(path.parent)
+        return True
+
+    def list(self, prefix: str) -> list[str]:
+        folder = self._root / prefix.rpartition("/")[0]
+        found = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".tmp-"))
+        keys = (path.relative_to(self._root).as_posix() for path in found)
+        return sorted(key for key in keys if key.startswith(prefix))
+
+    def delete(self, key: str) -> None:
+        self._path(key).unlink(missing_ok=True)
+
+    def _path(self, key: str) -> Path:
+        parts = key.split("/")
+        if not all(parts) or any(part in (".", "..") or "\\" in part or "\0" in part for part in parts):
+            raise ValueError(f"storage key {key!r}: use relative, '/'-separated names")
+        return self._root.joinpath(*parts)
+
+    @staticmethod
+    def _write_temporary(path: Path, data: bytes) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.parent / f".tmp-{secrets.token_hex(8)}"
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        return temporary
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class S3Storage:
+    """Blobs as objects of one bucket; credentials and endpoint come from the node's AWS settings."""
+
+    def __init__(self, *, bucket: str, prefix: str, client: S3Client | None = None) -> None:
+        self._bucket = bucket
+        self._prefix = f"{prefix}/" if prefix else ""
+        self._client = client or _s3_client()
+
+    def read(self, key: str) -> bytes:
+        from botocore.exceptions import ClientError
+
+        try:
+            return self._client.get_object(Bucket=self._bucket, Key=self._prefix + key)["Body"].read()
+        except ClientError as error:
+            if _error_code(error) in ("NoSuchKey", "404"):
+                raise BlobMissing(key) from error
+            raise OSError(f"storage cannot read {key}: {_error_code(error)}") from error
+
+    def write(self, key: str, data: bytes) -> None:
+        self._put(key, data)
+
+    def create(self, key: str, data: bytes) -> bool:
+        return self._put(key, data, is_conditional=True)
+
+    def list(self, prefix: str) -> list[str]:
+        pages = self._client.get_paginator("list_objects_v2").paginate(
+            Bucket=self._bucket, Prefix=self._prefix + prefix
+        )
+        start = len(self._prefix)
+        return sorted(item["Key"][start:] for page in pages for item in page.get("Contents", ()))
+
+    def delete(self, key: str) -> None:
+        self._client.delete_object(Bucket=self._bucket, Key=self._prefix + key)
+
+    def _put(self, key: str, data: bytes, *, is_conditional: bool = False) -> bool:
+        from botocore.exceptions import ClientError
+
+        condition = {"IfNoneMatch": "*"} if is_conditional else {}
+        try:
+            self._client.put_object(Bucket=self._bucket, Key=self._prefix + key, Body=data, **condition)  # type: ignore[arg-type]
+        except ClientError as error:
+            if is_conditional and _error_code(error) in ("PreconditionFailed", "412", "ConditionalRequestConflict"):
+                return False
+            raise OSError(f"storage cannot write {key}: {_error_code(error)}") from error
+        return True
+
+
+def _s3_client() -> S3Client:
+    import boto3
+    from botocore.config import Config
+
+    return boto3.client("s3", config=Config(connect_timeout=5, read_timeout=60, retries={"max_attempts": 3}))
+
+
+def _error_code(error: Exception) -> str:
+    response = getattr(error, "response", {})
+    return str(response.get("Error", {}).get("Code", ""))
