@@ -306,7 +306,8 @@ class PretrainSpec(Part):
         """Return the spec as it will run, as JSON: every default and derived value spelled out."""
         document = self.model_dump(mode="json")
         document["optim"]["warmup_epochs"] = self.warmup_epochs()
-        document["views"]["operations"] = [op.model_dump(mode="json") for op in self.views.resolved_operations()]
+        operations = [op.model_dump(mode="json") for op in self.views.resolved_operations()]
+        document["views"].update(operations=operations, color_strength=None, blur=None)
         return document
 
     def digest(self) -> str:

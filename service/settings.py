@@ -1,0 +1,90 @@
+"""Where the service runs: the only reader of the environment (`SIMCLR_*`).
+
+Unset addresses mean: the supervisor starts an embedded one and passes its address on.
+"""
+
+from __future__ import annotations
+
+import os
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, PlainSerializer, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+__all__ = ["Settings"]
+
+
+class Settings(BaseSettings):
+    """Every setting of the service, its command line and its embedded stack."""
+
+    model_config = SettingsConfigDict(env_prefix="SIMCLR_", frozen=True, env_ignore_empty=True)
+
+    home: Path = Path(".simclr")
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=1, le=65_535)
+    database_url: SecretStr | None = None  # may carry a password
+    storage: str | None = None  # directory or s3://bucket/prefix
+    mlflow_uri: str | None = None
+    ray_address: str | None = None  # the dashboard's http address, which serves the Jobs API
+    cpus: int | None = Field(None, ge=1, le=4096)  # logical CPUs of the embedded, fixed Ray
+    max_workers: int | None = Field(None, ge=1)
+    rate_limit: str | None = None  # per token, as "100/minute"; None: off
+    max_running: int | None = Field(None, ge=1)  # experiments at once; None: what the cluster holds
+    max_running_per_owner: int | None = Field(None, ge=1)
+    datasets: Path | None = None
+    allowed_hosts: Annotated[tuple[str, ...], PlainSerializer(list)] = ()  # besides loopback and `host`
+    bootstrap_token: SecretStr | None = None  # an admin token's secret, for a first start on an open address
+
+    @property
+    def home_dir(self) -> Path:
+        """Return the absolute state directory."""
+        return self.home.expanduser().absolute()
+
+    @property
+    def database_address(self) -> str:
+        """Return the SQLAlchemy address (async driver) of the database in force."""
+        if self.database_url is None:
+            return f"sqlite+aiosqlite:///{self.home_dir / 'simclr.db'}"
+        return _async_driver(self.database_url.get_secret_value())
+
+    @property
+    def storage_uri(self) -> str:
+        """Return where checkpoints, markers and encoders live."""
+        return self.storage or str(self.home_dir / "storage")
+
+    @property
+    def cache_dir(self) -> Path:
+        """Return the node-local cache of decoded images; rebuilt when lost."""
+        return self.home_dir / "cache"
+
+    @property
+    def embedded_cpus(self) -> int:
+        """Return the logical CPUs of the embedded Ray."""
+        return self.cpus or max(4, os.cpu_count() or 1)
+
+    @property
+    def is_loopback(self) -> bool:
+        """Return whether only this machine can reach the service."""
+        try:
+            return ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+    @property
+    def base_url(self) -> str:
+        """Return the address that a person on this machine opens."""
+        host = "127.0.0.1" if self.host in ("0.0.0.0", "::") else self.host  # noqa: S104 - compared, not bound
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+
+def _async_driver(url: str) -> str:
+    for plain, driver in (
+        ("sqlite://", "sqlite+aiosqlite://"),
+        ("postgresql://", "postgresql+psycopg://"),
+        ("postgres://", "postgresql+psycopg://"),
+    ):
+        if url.startswith(plain):
+            return driver + url.removeprefix(plain)
+    return url
