@@ -172,7 +172,12 @@ class Store(Protocol):
         """Return how many experiments are in each state."""
 
     async def update(
-        self, experiment_id: str, *, expected_version: int | None, labels: Mapping[str, str] | None, priority: int | None
+        self,
+        experiment_id: str,
+        *,
+        expected_version: int | None,
+        labels: Mapping[str, str] | None,
+        priority: int | None,
     ) -> ExperimentRecord:
         """Change what a client may change. Raises StaleVersion, ExperimentNotFound."""
 
@@ -192,8 +197,10 @@ class Store(Protocol):
 
         Fenced: where the row is no longer in `source`, or `claim` is given and another
         dispatcher holds an unexpired claim, nothing is written and StaleState is raised. Sets
-        started_at on the first `running`, finished_at on a terminal state. A move that the
-        table does not have raises IllegalTransition.
+        started_at on the first `running`, finished_at on a terminal state. `reason` and
+        `not_before` belong to the new state: left out, the old ones are cleared. `attempt` and
+        `failures` left out keep theirs. The event's data: {"state", "previous", "reason",
+        "attempt"}. A move that the table does not have raises IllegalTransition.
         """
 
     async def set_condition(self, experiment_id: str, condition: JsonObject) -> None:
@@ -205,6 +212,7 @@ class Store(Protocol):
     async def claim_due(self, claim: str, *, now: datetime, lease_s: float) -> Sequence[ExperimentRecord]:
         """Claim for `lease_s` and return every ACTIVE experiment that no other dispatcher holds.
 
+        Those that wait (`not_before`) are among them; when to start one is the caller's business.
         Ordered by priority (high first), then age. A row that cannot be read is left out and
         logged; it never hides the others.
         """
@@ -212,9 +220,7 @@ class Store(Protocol):
     async def append_event(self, experiment_id: str, type_: Literal["trial", "condition"], data: JsonObject) -> Event:
         """Append to the story; unknown experiment: ExperimentNotFound."""
 
-    async def events(
-        self, *, after: int, experiment_id: str | None = None, limit: int = 1000
-    ) -> Sequence[Event]:
+    async def events(self, *, after: int, experiment_id: str | None = None, limit: int = 1000) -> Sequence[Event]:
         """Return events with a sequence above `after`, ascending."""
 
     async def create_token(self, token: TokenRecord, secret_sha256: str) -> None:

@@ -1,0 +1,131 @@
+"""Ray, as the service uses it: the Jobs API and the node table, over the dashboard's HTTP address.
+
+The wire format is that of Ray 2.60 (`ray/dashboard/modules/{job,state,reporter}`). Ray itself is
+not imported, so the service starts in a moment and needs no Ray of the cluster's version.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any, Final
+
+import httpx2
+from pydantic import SecretStr
+
+from service.errors import ClusterUnavailable
+from service.ports import Capacity, JobObservation, JobStatus
+
+__all__ = ["RayJobs"]
+
+# A submit waits up to 10 s for the head's job agent (Ray's WAIT_AVAILABLE_AGENT_TIMEOUT): past it,
+# the answer says why. Nothing else takes longer than a look into the head's memory.
+_SUBMIT_TIMEOUT_S: Final = 12.0
+_TIMEOUT = httpx2.Timeout(8.0, connect=5.0)
+_MAX_NODES: Final = 10_000  # Ray's own bound for a listing
+_MESSAGE_LENGTH: Final = 500
+
+
+class RayJobs:
+    """A Ray cluster behind its dashboard; implements `ports.Cluster`."""
+
+    def __init__(
+        self, address: str, *, token: SecretStr | None = None, transport: httpx2.AsyncBaseTransport | None = None
+    ) -> None:
+        """Connect to `address`, such as http://127.0.0.1:8265; `token` is that of RAY_AUTH_MODE=token."""
+        headers = {"Authorization": f"Bearer {token.get_secret_value()}"} if token else {}
+        self._http = httpx2.AsyncClient(
+            base_url=address,
+            headers=headers,
+            timeout=_TIMEOUT,
+            transport=transport,
+            trust_env=False,  # no proxy of the machine's lies between the service and its cluster
+        )
+
+    async def ping(self) -> None:
+        await self._expect(await self._send("GET", "/api/gcs_healthz"))
+
+    async def submit(
+        self, submission_id: str, *, entrypoint: str, env: Mapping[str, str], metadata: Mapping[str, str]
+    ) -> None:
+        document = {
+            "submission_id": submission_id,
+            "entrypoint": entrypoint,
+            "runtime_env": {"env_vars": dict(env)},
+            "metadata": dict(metadata),
+        }
+        answer = await self._send("POST", "/api/jobs/", json=document, timeout=_SUBMIT_TIMEOUT_S)
+        if answer.is_success:
+            return
+        # Ray words a used id as an internal error with a trace: whether the job is there is the better question.
+        if (await self.observe(submission_id)).status is JobStatus.MISSING:
+            await self._expect(answer)
+
+    async def observe(self, submission_id: str) -> JobObservation:
+        answer = await self._send("GET", f"/api/jobs/{submission_id}")
+        if answer.status_code == HTTPStatus.NOT_FOUND:
+            return JobObservation(status=JobStatus.MISSING)
+        job = await self._json(answer)
+        return JobObservation(status=JobStatus(job["status"].lower()), message=_one_line(job.get("message") or ""))
+
+    async def stop(self, submission_id: str) -> None:
+        answer = await self._send("POST", f"/api/jobs/{submission_id}/stop")
+        if answer.status_code != HTTPStatus.NOT_FOUND:  # not there: it runs no more
+            await self._expect(answer)
+
+    async def logs(self, submission_id: str) -> str:
+        answer = await self._send("GET", f"/api/jobs/{submission_id}/logs")
+        if answer.status_code in (HTTPStatus.NOT_FOUND, HTTPStatus.INTERNAL_SERVER_ERROR):
+            return ""  # the job, or the node with its log, is gone
+        return str((await self._json(answer))["logs"])
+
+    async def capacity(self) -> Capacity:
+        """Return the totals of the living nodes, and what Ray's load report (5 s old at most) says is free."""
+        filters = {"filter_keys": "state", "filter_predicates": "=", "filter_values": "ALIVE", "limit": _MAX_NODES}
+        nodes = (await self._json(await self._send("GET", "/api/v0/nodes", params=filters)))["data"]["result"]["result"]
+        status = (await self._json(await self._send("GET", "/api/cluster_status")))["data"]
+        usage = ((status.get("clusterStatus") or {}).get("loadMetricsReport") or {}).get("usage") or {}
+        totals = {kind: sum(node["resources_total"].get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU")}
+        used = {kind: min(usage.get(kind, (0.0, 0.0))[0], totals[kind]) for kind in totals}
+        return Capacity(
+            cpus_total=totals["CPU"],
+            cpus_free=totals["CPU"] - used["CPU"],
+            gpus_total=totals["GPU"],
+            gpus_free=totals["GPU"] - used["GPU"],
+            nodes=len(nodes),
+        )
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def _send(self, method: str, path: str, **arguments: Any) -> httpx2.Response:
+        try:
+            return await self._http.request(method, path, **arguments)
+        except httpx2.HTTPError as error:
+            raise ClusterUnavailable(f"Ray does not answer: {type(error).__name__} {error}".strip()) from error
+
+    async def _expect(self, answer: httpx2.Response) -> httpx2.Response:
+        if answer.status_code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+            raise ClusterUnavailable("Ray refuses the service's token; set RAY_AUTH_TOKEN to that of the cluster")
+        if not answer.is_success:
+            raise ClusterUnavailable(f"Ray answers {answer.status_code}: {_last_line(answer.text)}")
+        return answer
+
+    async def _json(self, answer: httpx2.Response) -> dict[str, Any]:
+        await self._expect(answer)
+        try:
+            document = answer.json()
+        except ValueError as error:
+            raise ClusterUnavailable("what answers at Ray's address is not Ray") from error
+        if not isinstance(document, dict):
+            raise ClusterUnavailable("what answers at Ray's address is not Ray")
+        return document
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:_MESSAGE_LENGTH]
+
+
+def _last_line(text: str) -> str:
+    """Return what a trace ends in: the error itself."""
+    return _one_line(text.strip().rpartition("\n")[2])

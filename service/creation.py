@@ -1,0 +1,77 @@
+"""Storing a new experiment once, however often the request arrives."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from service.auth import Caller
+from service.deps import Services, idempotency_of
+from service.environment import Environment
+from service.errors import ClusterUnavailable
+from service.identifiers import new_experiment_id
+from service.ports import ExperimentRecord, NewExperiment
+from service.submission import Submission, check_submission
+
+__all__ = ["create_experiment", "judge"]
+
+
+async def judge(body: dict[str, Any], services: Services) -> Submission:
+    """Return what `body` asks for. Raises Problem 422 with all that is wrong with it."""
+    try:
+        capacity = await services.cluster.capacity()
+    except ClusterUnavailable:
+        capacity = None  # what cannot be asked now is not judged
+    environment = Environment(settings=services.settings, capacity=capacity)
+    return await asyncio.to_thread(check_submission, body, environment)
+
+
+async def create_experiment(
+    body: dict[str, Any],
+    services: Services,
+    *,
+    caller: Caller,
+    key: str | None,
+    route: str,
+    asked: dict[str, Any] | None = None,
+    parent: dict[str, Any] | None = None,
+) -> tuple[ExperimentRecord, bool]:
+    """Return the experiment that `body` asks for and whether an earlier request made it.
+
+    Args:
+        body: The whole request as `POST /experiments` has it.
+        services: Where to store it.
+        caller: Who will own it, and whose keys count.
+        key: The Idempotency-Key, if there is one.
+        route: The route that the key belongs to.
+        asked: What the client sent, where that is not `body` (clone, continue).
+        parent: The link to the experiment it comes from.
+
+    Raises:
+        Problem: 422 with all that is wrong.
+        IdempotencyConflict: If the key came with another body.
+        StoreUnavailable: If the database does not answer.
+    """
+    idempotency = idempotency_of(key, caller=caller, route=route, body=asked if asked is not None else body)
+    if idempotency is not None:
+        # Before it is judged again: what was good once is answered once more, whatever changed since.
+        earlier = await services.store.find_idempotent(idempotency)
+        if earlier is not None:
+            return earlier, True
+    submission = await judge(body, services)
+    new = NewExperiment(
+        id=new_experiment_id(),
+        name=submission.name,
+        kind=submission.kind,
+        owner=caller.owner,
+        labels=submission.labels,
+        priority=submission.priority,
+        request=submission.request,
+        spec=submission.spec,
+        spec_digest=submission.spec_digest,
+        plan=submission.plan.model_dump(mode="json"),
+        max_attempts=submission.max_attempts,
+        wall_time_s=submission.wall_time_s,
+        parent=parent,
+    )
+    return await services.store.create(new, idempotency)

@@ -1,0 +1,153 @@
+"""What only this installation can say of a spec: data sets, workers, GPUs.
+
+What cannot be asked now (the cluster is away) is not judged; the dispatcher meets it later.
+Everything here may read files: call it off the event loop.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from math import floor
+from typing import TYPE_CHECKING
+
+from service.ports import Capacity
+from service.settings import Settings
+from trainer.errors import DataError
+from trainer.spec import PretrainSpec, SpecProblem
+
+if TYPE_CHECKING:
+    from trainer.data.source import DatasetInfo  # numpy comes with it
+
+__all__ = ["Environment", "environment_problems"]
+
+MAX_COUNTED_IMAGES = 20_000  # up to here a data set is decoded to count its split exactly; a second or two, once
+
+
+@dataclass(frozen=True)
+class Environment:
+    """This installation, as far as a spec depends on it."""
+
+    settings: Settings
+    capacity: Capacity | None  # None: the cluster does not answer
+
+    @cached_property
+    def datasets(self) -> dict[str, DatasetInfo]:
+        """Return every data set by id, those that cannot be used with their `problem`."""
+        from trainer.data.catalogue import list_datasets  # numpy comes with it
+
+        return {info.name: info for info in list_datasets(self.settings.datasets)}
+
+    @property
+    def usable_datasets(self) -> list[str]:
+        """Return the ids that a spec may name."""
+        return [name for name, info in self.datasets.items() if info.problem is None]
+
+    def num_images(self, spec: PretrainSpec) -> int:
+        """Return how many images an epoch of a known data set draws from: training less validation.
+
+        Exact where the data set is small; of a larger one the expected number, right to within
+        the rounding of its classes.
+
+        Raises:
+            DataError: If the images cannot be read.
+        """
+        num_train = self.datasets[spec.data.dataset].num_train
+        if num_train > MAX_COUNTED_IMAGES:
+            return num_train - round(num_train * spec.data.validation_ratio)
+        from trainer.data.prepare import prepare
+
+        dataset = prepare(
+            spec.data.dataset,
+            image_size=spec.data.image_size,
+            cache_dir=self.settings.cache_dir,
+            datasets_dir=self.settings.datasets,
+            validation_ratio=spec.data.validation_ratio,
+        )
+        return len(dataset.pretrain)
+
+
+def environment_problems(spec: PretrainSpec, environment: Environment) -> list[SpecProblem]:
+    """Return what makes `spec` impossible here; pointers are into the pretrain spec."""
+    return [*_data_problems(spec, environment), *_worker_problems(spec, environment), *_gpu_problems(spec, environment)]
+
+
+def _data_problems(spec: PretrainSpec, environment: Environment) -> list[SpecProblem]:
+    name = spec.data.dataset
+    known = environment.usable_datasets
+    info = environment.datasets.get(name)
+    if info is None:
+        detail = f"there is no data set {name!r}; choose one of {', '.join(known)}"
+        return [SpecProblem(pointer="/data/dataset", code="dataset_unknown", detail=detail, allowed=known)]
+    try:
+        reason = info.problem
+        num_images = environment.num_images(spec) if reason is None else 0
+    except DataError as error:
+        reason = error.message
+    if reason is not None:
+        detail = f"data set {name!r} cannot be used: {reason}"
+        return [SpecProblem(pointer="/data/dataset", code="dataset_unusable", detail=detail, allowed=known)]
+    if spec.batch_size <= num_images:
+        return []
+    detail = (
+        f"batch_size {spec.batch_size} is more than the {num_images} images of {name} "
+        "that the validation split leaves to train on; an epoch would have no step"
+    )
+    return [
+        SpecProblem(
+            pointer="/batch_size",
+            code="batch_exceeds_dataset",
+            detail=detail,
+            allowed=f"<= {num_images}",
+            involves=("/data/dataset", "/data/validation_ratio"),
+        )
+    ]
+
+
+def _worker_problems(spec: PretrainSpec, environment: Environment) -> list[SpecProblem]:
+    problems: list[SpecProblem] = []
+    settings, scaling = environment.settings, spec.scaling
+    if settings.max_workers is not None and scaling.max_workers() > settings.max_workers:
+        problems.append(
+            SpecProblem(
+                pointer="/scaling/num_workers",
+                code="too_many_workers",
+                detail=f"num_workers {scaling.max_workers()} is more than SIMCLR_MAX_WORKERS={settings.max_workers}",
+                allowed=f"<= {settings.max_workers}",
+            )
+        )
+    # Of a range the least must fit; the run uses as many of the rest as there are.
+    room = None if settings.cpus is None else floor(settings.cpus / scaling.cpus_per_worker)
+    if room is not None and scaling.min_workers() > room:
+        problems.append(
+            SpecProblem(
+                pointer="/scaling/num_workers",
+                code="cluster_too_small",
+                detail=(
+                    f"{scaling.min_workers()} workers with {scaling.cpus_per_worker} CPUs each never fit "
+                    f"the {settings.cpus} CPUs of this cluster"
+                ),
+                allowed=f"<= {room}",
+                involves=("/scaling/cpus_per_worker",),
+            )
+        )
+    return problems
+
+
+def _gpu_problems(spec: PretrainSpec, environment: Environment) -> list[SpecProblem]:
+    wanted = spec.scaling.gpus_per_worker * spec.scaling.min_workers()
+    if not wanted or environment.capacity is None or wanted <= environment.capacity.gpus_total:
+        return []
+    has = environment.capacity.gpus_total
+    # A cluster that grows and has GPUs may get more of them; one of a fixed size never will.
+    if has and environment.settings.cpus is None:
+        return []
+    return [
+        SpecProblem(
+            pointer="/scaling/gpus_per_worker",
+            code="too_few_gpus",
+            detail=f"{wanted} GPUs are asked for and this cluster has {has:g}; set gpus_per_worker to 0",
+            allowed=f"<= {has:g} GPUs in all" if has else [0],
+            involves=("/scaling/num_workers",),
+        )
+    ]

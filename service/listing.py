@@ -1,0 +1,115 @@
+"""A page of experiments: query parameters in, a keyset query out, and the token of the next page."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+from dataclasses import replace
+from typing import Annotated, Literal
+
+from fastapi import Depends, Query
+
+from service import paging
+from service.auth import Caller
+from service.deps import Services
+from service.experiment import State
+from service.ports import ExperimentRecord, ListQuery
+from service.problems import Problem
+from service.schemas import FieldProblem
+from service.settings import Settings
+from service.submission import refuse
+
+__all__ = ["DEFAULT_PAGE_SIZE", "ExperimentFilter", "PageSize", "PageToken", "page_of_experiments", "paging_key"]
+
+DEFAULT_PAGE_SIZE = 50
+KEY_BYTES = 32
+
+PageSize = Annotated[int, Query(ge=1, le=1000)]
+PageToken = Annotated[str, Query(max_length=2048, description="`next_page_token` of the page before")]
+OrderBy = Literal["created_at", "-created_at", "name", "-name", "priority", "-priority"]
+
+
+class _Filter:
+    """The filters of `GET /experiments`; all must hold."""
+
+    def __init__(
+        self,
+        state: Annotated[list[State] | None, Query(description="any of these")] = None,
+        kind: Annotated[Literal["pretrain", "sweep"] | None, Query()] = None,
+        label: Annotated[list[str] | None, Query(description="`key:value`; all must match")] = None,
+        name: Annotated[str | None, Query(max_length=128, description="the whole name")] = None,
+        order_by: Annotated[OrderBy, Query()] = "-created_at",
+        page_size: PageSize = DEFAULT_PAGE_SIZE,
+        page_token: PageToken = "",
+    ) -> None:
+        self.page_token = page_token
+        self.query = ListQuery(
+            states=tuple(dict.fromkeys(state or ())),
+            kind=kind,
+            labels=_labels(label or []),
+            name=name,
+            order_by=order_by,
+            page_size=page_size,
+        )
+
+
+ExperimentFilter = Annotated[_Filter, Depends()]
+
+
+def _labels(given: list[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for text in given:
+        key, colon, value = text.partition(":")
+        if not colon or not key or found.get(key, value) != value:
+            detail = f"label = {text[:64]!r}: write key:value, each key once"
+            refuse([FieldProblem(pointer="/query/label", code="label_malformed", detail=detail, allowed="key:value")])
+        found[key] = value
+    return found
+
+
+async def page_of_experiments(
+    filters: _Filter, services: Services, *, caller: Caller
+) -> tuple[list[ExperimentRecord], str]:
+    """Return the page and the token of the next, "" at the end.
+
+    Raises:
+        Problem: 400 for a token that is not of this list.
+        StoreUnavailable: If the database does not answer.
+    """
+    query = replace(filters.query, owner=caller.sees)
+    digest = paging.query_digest(query)
+    if filters.page_token:
+        query = replace(query, after=position(filters.page_token, digest=digest, key=services.paging_key))
+    page = await services.store.list(query)
+    if page.next_after is None:
+        return list(page.items), ""
+    return list(page.items), paging.encode(page.next_after, query_digest=digest, key=services.paging_key)
+
+
+def position(token: str, *, digest: str, key: bytes) -> tuple[object, str]:
+    """Return the position that a token names. Raises Problem 400."""
+    try:
+        return paging.decode(token, query_digest=digest, key=key)
+    except paging.PageTokenError as error:
+        raise Problem(400, "page_token_invalid", f"{error}; start again without page_token") from error
+
+
+def paging_key(settings: Settings) -> bytes:
+    """Return the secret that signs page tokens, the same after a restart and for every service on one database."""
+    if settings.database_url is not None:
+        return hashlib.sha256(b"page tokens\0" + settings.database_url.get_secret_value().encode()).digest()
+    path = settings.home_dir / "page-token.key"
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        key = path.read_bytes()
+        if len(key) == KEY_BYTES:
+            return key
+        path.unlink()  # a crash left it short; tokens of before are void
+        return paging_key(settings)
+    with os.fdopen(descriptor, "wb") as file:
+        key = secrets.token_bytes(KEY_BYTES)
+        file.write(key)
+    return key

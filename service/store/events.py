@@ -1,0 +1,52 @@
+"""The story of experiments: events under a global sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Literal
+
+from sqlalchemy import insert, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.errors import ExperimentNotFound
+from service.ports import Event
+from service.tables import event_counter, events
+
+__all__ = ["append", "read"]
+
+
+async def append(
+    connection: AsyncConnection,
+    experiment_id: str,
+    type_: Literal["state", "trial", "condition"],
+    data: dict[str, Any],
+    *,
+    at: datetime,
+) -> Event:
+    """Append to the story. Raises ExperimentNotFound.
+
+    The number comes from a row that stays locked until the commit, so numbers become visible in
+    ascending order: who has read n will never find a lower one afterwards. (A database sequence
+    hands numbers out in one order and lets them commit in another.) Write the event LAST in its
+    transaction: whoever holds this lock must not wait for another.
+    """
+    count_on = update(event_counter).values(value=event_counter.c.value + 1).returning(event_counter.c.value)
+    sequence = (await connection.execute(count_on)).scalar_one()
+    event = Event(sequence=sequence, experiment_id=experiment_id, type=type_, data=data, at=at)
+    try:
+        await connection.execute(
+            insert(events).values(sequence=sequence, experiment_id=experiment_id, type=type_, data=data, at=at)
+        )
+    except IntegrityError as error:
+        raise ExperimentNotFound(f"There is no experiment {experiment_id}.", experiment_id=experiment_id) from error
+    return event
+
+
+async def read(connection: AsyncConnection, *, after: int, experiment_id: str | None, limit: int) -> Sequence[Event]:
+    """Return at most `limit` events with a sequence above `after`, ascending."""
+    statement = select(events).where(events.c.sequence > after).order_by(events.c.sequence).limit(limit)
+    if experiment_id is not None:
+        statement = statement.where(events.c.experiment_id == experiment_id)
+    return [Event(**row._mapping) for row in await connection.execute(statement)]  # noqa: SLF001 - public, named so by SQLAlchemy

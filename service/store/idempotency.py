@@ -1,0 +1,52 @@
+"""Idempotency keys: which request made which experiment."""
+
+from __future__ import annotations
+
+from sqlalchemy import insert, select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.errors import IdempotencyConflict
+from service.ports import ExperimentRecord, Idempotency
+from service.store import rows
+from service.tables import idempotency_keys
+
+__all__ = ["find", "take"]
+
+
+async def find(connection: AsyncConnection, idempotency: Idempotency) -> ExperimentRecord | None:
+    """Return what this key made; None if new. Raises IdempotencyConflict for another body."""
+    keys = idempotency_keys.c
+    statement = select(keys.body_sha256, keys.experiment_id).where(
+        keys.owner == idempotency.owner, keys.route == idempotency.route, keys.key == idempotency.key
+    )
+    earlier = (await connection.execute(statement)).one_or_none()
+    if earlier is None:
+        return None
+    if earlier.body_sha256 != idempotency.body_sha256:
+        raise IdempotencyConflict("This idempotency key was used with another body.", key=idempotency.key)
+    return await rows.get(connection, earlier.experiment_id)
+
+
+async def take(connection: AsyncConnection, idempotency: Idempotency, experiment_id: str) -> ExperimentRecord | None:
+    """Tie the key to `experiment_id` and return None, or return what an earlier request made with it.
+
+    The unique index decides a race: a loser waits for the winner's commit and then reads it.
+    Raises IdempotencyConflict for another body.
+    """
+    statement = insert(idempotency_keys).values(
+        owner=idempotency.owner,
+        route=idempotency.route,
+        key=idempotency.key,
+        body_sha256=idempotency.body_sha256,
+        experiment_id=experiment_id,
+    )
+    while True:
+        try:
+            async with connection.begin_nested():
+                await connection.execute(statement)
+        except IntegrityError:
+            if (earlier := await find(connection, idempotency)) is not None:
+                return earlier
+            continue  # deleted in between, and the key with it: it is free again
+        return None

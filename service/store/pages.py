@@ -1,0 +1,77 @@
+"""Keyset pages of experiments."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Select, select, tuple_, union_all
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.experiment import State
+from service.ports import ExperimentRecord, ListQuery, Page
+from service.store.rows import read_each
+from service.tables import experiment_labels, experiments
+
+__all__ = ["page"]
+
+
+async def page(connection: AsyncConnection, query: ListQuery) -> Page:
+    """Return the page behind `query.after`. A row that cannot be read is left out and logged."""
+    return await _page(connection, query, num_rows=query.page_size)
+
+
+async def _page(connection: AsyncConnection, query: ListQuery, *, num_rows: int) -> Page:
+    found = await read_each(connection, _statement(query, limit=num_rows + 1))
+    readable = [item for item in found[:num_rows] if item is not None]
+    has_more = len(found) > num_rows
+    if has_more and not readable:
+        # A page of nothing but bad rows has no position to go on from: look further.
+        return await _page(connection, query, num_rows=2 * num_rows)
+    items = readable[: query.page_size]
+    has_more = has_more or len(readable) > len(items)
+    return Page(items=items, next_after=_position(items[-1], query) if has_more else None)
+
+
+def _position(item: ExperimentRecord, query: ListQuery) -> tuple[Any, str]:
+    return getattr(item, _order_name(query)), item.id
+
+
+def _order_name(query: ListQuery) -> str:
+    return query.order_by.removeprefix("-")
+
+
+def _ordered(statement: Any, columns: tuple[Any, ...], query: ListQuery) -> Any:
+    is_descending = query.order_by.startswith("-")
+    return statement.order_by(*(column.desc() if is_descending else column.asc() for column in columns))
+
+
+def _statement(query: ListQuery, *, limit: int) -> Select[Any]:
+    """Return the page's rows, in order.
+
+    Their ids come from one walk along an index per state: a walk under `state IN (...)` would
+    have to read and sort every experiment in these states.
+    """
+    walks = [_walk(query, state, limit=limit) for state in query.states or (None,)]
+    ids = walks[0] if len(walks) == 1 else union_all(*(select(walk.subquery()) for walk in walks))
+    columns = (experiments.c[_order_name(query)], experiments.c.id)
+    statement: Select[Any] = _ordered(select(experiments).where(experiments.c.id.in_(ids)), columns, query)
+    return statement.limit(limit)
+
+
+def _walk(query: ListQuery, state: State | None, *, limit: int) -> Select[Any]:
+    statement = select(experiments.c.id)
+    columns: tuple[Any, ...] = (experiments.c[_order_name(query)], experiments.c.id)
+    for index, (key, value) in enumerate(sorted(query.labels.items())):
+        label = experiment_labels.alias()
+        statement = statement.join(label, label.c.experiment_id == experiments.c.id)
+        statement = statement.where(label.c.key == key, label.c.value == value)
+        if index == 0 and _order_name(query) == "created_at":
+            columns = (label.c.created_at, label.c.experiment_id)
+    for name, wanted in (("owner", query.owner), ("kind", query.kind), ("name", query.name), ("state", state)):
+        if wanted is not None:
+            statement = statement.where(experiments.c[name] == wanted)
+    if query.after is not None:
+        here, there = tuple_(*columns), tuple_(*query.after, types=[column.type for column in columns])
+        statement = statement.where(here < there if query.order_by.startswith("-") else here > there)
+    ordered: Select[Any] = _ordered(statement, columns, query)
+    return ordered.limit(limit)

@@ -1,0 +1,177 @@
+"""`SqlStore`: each method of the `Store` protocol as one transaction."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Literal, Self
+
+from sqlalchemy import select
+
+from service import migrations
+from service.database import Database
+from service.experiment import State
+from service.ports import (
+    Event,
+    ExperimentRecord,
+    Idempotency,
+    JsonObject,
+    ListQuery,
+    NewExperiment,
+    Page,
+    TokenRecord,
+)
+from service.store import events, experiments, pages, rows, tokens
+from service.store.idempotency import find as find_key
+from service.store.idempotency import take as take_key
+from service.tables import event_counter
+
+__all__ = ["SqlStore"]
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+class SqlStore:
+    """A `Store` in SQLite or PostgreSQL; what its methods promise stands in `service.ports.Store`.
+
+    Args:
+        address: SQLAlchemy address with an async driver; nothing connects before the first call.
+        clock: Gives the times that are stored, aware.
+        wait_s: How long a call waits for a connection, and for another's lock, before it raises
+            StoreUnavailable.
+
+    Raises:
+        SettingsError: If the address is no SQLite file or PostgreSQL server.
+    """
+
+    def __init__(self, address: str, *, clock: Callable[[], datetime] = _utc_now, wait_s: float = 5.0) -> None:
+        self._database = Database(address, wait_s=wait_s)
+        self._clock = clock
+
+    @classmethod
+    async def open(cls, address: str, *, upgrade: bool = False) -> Self:
+        """Return the store of a database that is at the newest revision.
+
+        Args:
+            address: As for the class.
+            upgrade: Bring it there first.
+
+        Raises:
+            SettingsError: If it is at an older revision, or at one that this version does not know.
+            StoreUnavailable: If it cannot be reached.
+        """
+        await asyncio.to_thread(migrations.upgrade if upgrade else migrations.check, address)
+        return cls(address)
+
+    async def ping(self) -> None:
+        async with self._database.read() as connection:
+            await connection.execute(select(event_counter))
+
+    async def create(self, new: NewExperiment, idempotency: Idempotency | None) -> tuple[ExperimentRecord, bool]:
+        async with self._database.write() as connection:
+            earlier = None if idempotency is None else await take_key(connection, idempotency, new.id)
+            if earlier is not None:
+                return earlier, True
+            return await experiments.add(connection, new, at=self._clock()), False
+
+    async def find_idempotent(self, idempotency: Idempotency) -> ExperimentRecord | None:
+        async with self._database.read() as connection:
+            return await find_key(connection, idempotency)
+
+    async def get(self, experiment_id: str) -> ExperimentRecord:
+        async with self._database.read() as connection:
+            return await rows.get(connection, experiment_id)
+
+    async def list(self, query: ListQuery) -> Page:
+        async with self._database.read() as connection:
+            return await pages.page(connection, query)
+
+    async def count_by_state(self) -> Mapping[State, int]:
+        async with self._database.read() as connection:
+            return await experiments.count_by_state(connection)
+
+    async def update(
+        self,
+        experiment_id: str,
+        *,
+        expected_version: int | None,
+        labels: Mapping[str, str] | None,
+        priority: int | None,
+    ) -> ExperimentRecord:
+        async with self._database.write() as connection:
+            return await experiments.change(
+                connection,
+                experiment_id,
+                expected_version=expected_version,
+                labels=labels,
+                priority=priority,
+                at=self._clock(),
+            )
+
+    async def transition(
+        self,
+        experiment_id: str,
+        *,
+        source: State,
+        target: State,
+        claim: str | None = None,
+        reason: JsonObject | None = None,
+        attempt: int | None = None,
+        failures: int | None = None,
+        not_before: datetime | None = None,
+    ) -> ExperimentRecord:
+        async with self._database.write() as connection:
+            return await experiments.move(
+                connection,
+                experiment_id,
+                source=source,
+                target=target,
+                claim=claim,
+                reason=reason,
+                attempt=attempt,
+                failures=failures,
+                not_before=not_before,
+                at=self._clock(),
+            )
+
+    async def set_condition(self, experiment_id: str, condition: JsonObject) -> None:
+        async with self._database.write() as connection:
+            await experiments.set_condition(connection, experiment_id, condition, at=self._clock())
+
+    async def delete(self, experiment_id: str) -> None:
+        async with self._database.write() as connection:
+            await experiments.remove(connection, experiment_id)
+
+    async def claim_due(self, claim: str, *, now: datetime, lease_s: float) -> Sequence[ExperimentRecord]:
+        async with self._database.write() as connection:
+            return await experiments.claim_due(connection, claim, now=now, lease_s=lease_s)
+
+    async def append_event(self, experiment_id: str, type_: Literal["trial", "condition"], data: JsonObject) -> Event:
+        async with self._database.write() as connection:
+            return await events.append(connection, experiment_id, type_, data, at=self._clock())
+
+    async def events(self, *, after: int, experiment_id: str | None = None, limit: int = 1000) -> Sequence[Event]:
+        async with self._database.read() as connection:
+            return await events.read(connection, after=after, experiment_id=experiment_id, limit=limit)
+
+    async def create_token(self, token: TokenRecord, secret_sha256: str) -> None:
+        async with self._database.write() as connection:
+            await tokens.create(connection, token, secret_sha256)
+
+    async def find_token(self, secret_sha256: str) -> TokenRecord | None:
+        async with self._database.read() as connection:
+            return await tokens.find(connection, secret_sha256)
+
+    async def list_tokens(self) -> Sequence[TokenRecord]:
+        async with self._database.read() as connection:
+            return await tokens.every(connection)
+
+    async def revoke_token(self, token_id: str) -> None:
+        async with self._database.write() as connection:
+            await tokens.revoke(connection, token_id, at=self._clock())
+
+    async def close(self) -> None:
+        await self._database.close()

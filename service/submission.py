@@ -1,0 +1,166 @@
+"""From a request's body to an experiment that can run, or to everything that is wrong with it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NoReturn
+
+from service.environment import Environment, environment_problems
+from service.plan import budget_problems, plan_of_sweep, plan_pretrain
+from service.problems import Problem
+from service.schemas import FieldProblem, PlanView, PretrainSubmission, SweepSubmission
+from service.validation import check_fields, independent, place
+from trainer.spec import PretrainSpec, SpecProblem, spec_problems
+from tune_spaces.spec import SweepSpec, resolve, sweep_problems
+
+__all__ = ["Submission", "check_submission", "pointer_of", "refuse", "with_override"]
+
+_STAND_IN = {"dataset": "stand-in"}  # a name that can be built into a spec; never looked up
+_PLACEHOLDERS: Mapping[str, Any] = {
+    "/name": "stand-in",
+    "/spec": {"data": _STAND_IN},
+    "/spec/data": _STAND_IN,
+    "/spec/data/dataset": _STAND_IN["dataset"],
+    "/spec/base": {"data": _STAND_IN},
+    "/spec/base/data": _STAND_IN,
+    "/spec/base/data/dataset": _STAND_IN["dataset"],
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submission:
+    """A request that was found good."""
+
+    name: str
+    kind: Literal["pretrain", "sweep"]
+    labels: Mapping[str, str]
+    priority: int
+    request: dict[str, Any]  # the spec as asked
+    spec: dict[str, Any]  # resolved
+    spec_digest: str
+    plan: PlanView
+    max_attempts: int
+    wall_time_s: int
+
+
+def check_submission(body: Mapping[str, Any], environment: Environment) -> Submission:
+    """Return the submission in `body`; reads data sets, so call it off the event loop.
+
+    Raises:
+        Problem: 422 with every error there is.
+    """
+    model = {"pretrain": PretrainSubmission, "sweep": SweepSubmission}.get(str(body.get("kind")))
+    if model is None:
+        # The kind decides what the rest should be; the parts that both share are judged all the same.
+        detail = "kind is required" if "kind" not in body else "kind: there is no such kind"
+        wrong = FieldProblem(pointer="/kind", code="kind_unknown", detail=detail, allowed=["pretrain", "sweep"])
+        _, shared = check_fields(PretrainSubmission, {**body, "kind": "pretrain"}, placeholders=_PLACEHOLDERS)
+        refuse([wrong, *(problem for problem in shared if not problem.pointer.startswith("/spec/"))])
+    request, problems = check_fields(model, dict(body), placeholders=_PLACEHOLDERS)
+    if request is None:
+        refuse(problems)
+    if isinstance(request, PretrainSubmission):
+        judged, plan = _judge_pretrain(request.spec, environment)
+    else:
+        judged, plan = _judge_sweep(request.spec, environment)
+    problems += independent([place(problem, "/spec") for problem in judged], problems)
+    if problems or plan is None:
+        refuse(problems)
+    return _submission(request, body, plan)
+
+
+def refuse(problems: list[FieldProblem]) -> NoReturn:
+    """Raise the 422 of these problems."""
+    count = len(problems)
+    detail = f"{count} thing{'s are' if count > 1 else ' is'} wrong: " + "; ".join(
+        f"{problem.pointer or '/'}: {problem.detail}" for problem in problems
+    )
+    raise Problem(422, "spec_invalid", detail, errors=problems)
+
+
+def _judge_pretrain(spec: PretrainSpec, environment: Environment) -> tuple[list[SpecProblem], PlanView | None]:
+    problems = [*spec_problems(spec), *environment_problems(spec, environment)]
+    if any(problem.pointer in ("/data/dataset", "/batch_size") for problem in problems):
+        return problems, None
+    plan = plan_pretrain(spec, num_images=environment.num_images(spec))
+    return [*problems, *budget_problems(plan, spec.limits.max_images)], plan
+
+
+def _judge_sweep(sweep: SweepSpec, environment: Environment) -> tuple[list[SpecProblem], PlanView | None]:
+    problems = sweep_problems(sweep)
+    if problems:
+        return problems, None  # its trials are not known before its space is sound
+    resolved = resolve(sweep)
+    base = PretrainSpec.model_validate(resolved["base"])
+    space: dict[str, Any] = resolved["space"] or {}
+    problems = _base_problems(base, space, environment)
+    for path, domain in space.items():
+        problems += _choice_problems(base, path, domain, environment)
+    if problems:
+        return problems, None
+    plan = plan_of_sweep(sweep, base, num_images=environment.num_images(base), space=space)
+    return budget_problems(plan, resolved["limits"].get("max_images")), plan
+
+
+def _base_problems(base: PretrainSpec, space: Mapping[str, Any], environment: Environment) -> list[SpecProblem]:
+    varied = {pointer_of(path) for path in space}
+    found = environment_problems(base, environment)
+    return [place(problem, "/base") for problem in found if varied.isdisjoint((problem.pointer, *problem.involves))]
+
+
+def _choice_problems(base: PretrainSpec, path: str, domain: Any, environment: Environment) -> list[SpecProblem]:
+    """Return what is wrong here with single values of one dimension, each at its place in the list."""
+    choices = domain.get("choice") if isinstance(domain, dict) else None
+    problems: list[SpecProblem] = []
+    for index, value in enumerate(choices or ()):
+        variant = PretrainSpec.model_validate(with_override(base.model_dump(mode="json"), path, value))
+        for problem in environment_problems(variant, environment):
+            if problem.pointer == pointer_of(path):
+                moved = {"pointer": f"/space/{path}/choice/{index}", "involves": ()}
+                problems.append(problem.model_copy(update=moved))
+    return problems
+
+
+def pointer_of(path: str) -> str:
+    """Return the JSON pointer of a dotted path."""
+    return "/" + path.replace(".", "/")
+
+
+def with_override(document: Mapping[str, Any], path: str, value: Any) -> dict[str, Any]:
+    """Return a copy of `document` with one value replaced.
+
+    Raises:
+        KeyError: If the path runs through something that is no object.
+    """
+    head, _, rest = path.partition(".")
+    if not rest:
+        return {**document, head: value}
+    inner = document.get(head, {})
+    if not isinstance(inner, Mapping):
+        raise KeyError(head)
+    return {**document, head: with_override(inner, rest, value)}
+
+
+def _submission(request: PretrainSubmission | SweepSubmission, body: Mapping[str, Any], plan: PlanView) -> Submission:
+    spec = request.spec
+    return Submission(
+        name=request.name,
+        kind=request.kind,
+        labels=request.labels,
+        priority=request.priority,
+        request=body["spec"],
+        spec=spec.resolved() if isinstance(spec, PretrainSpec) else resolve(spec),
+        spec_digest=spec.digest() if isinstance(spec, PretrainSpec) else _sweep_digest(spec),
+        plan=plan,
+        max_attempts=spec.limits.max_attempts,
+        wall_time_s=spec.limits.wall_time_s,
+    )
+
+
+def _sweep_digest(sweep: SweepSpec) -> str:
+    """Return the sha256 of all that decides a sweep's result: `limits` do not."""
+    document = {key: value for key, value in resolve(sweep).items() if key != "limits"}
+    return hashlib.sha256(json.dumps(document, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -1,0 +1,112 @@
+"""Every storage keeps the same promises: whole writes, conditional creation, sorted listing."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import pytest
+from moto.server import ThreadedMotoServer
+from trainer.storage import BlobMissing, DirectoryStorage, S3Storage, Storage, open_storage
+
+
+@pytest.fixture(scope="module")
+def s3_endpoint() -> Iterator[str]:
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture(params=["directory", "s3"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Storage:
+    if request.param == "directory":
+        return open_storage(str(tmp_path / "blobs"))
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", request.getfixturevalue("s3_endpoint"))
+    bucket = f"b-{abs(hash(tmp_path)) % 10**9}"
+    boto3.client("s3").create_bucket(Bucket=bucket)
+    return open_storage(f"s3://{bucket}/some/prefix")
+
+
+def test_a_blob_reads_back_as_written(storage: Storage) -> None:
+    storage.write("a/b/c.bin", b"\x00first")
+    storage.write("a/b/c.bin", b"second")
+    assert storage.read("a/b/c.bin") == b"second"
+
+
+def test_reading_what_is_not_there_raises_blob_missing(storage: Storage) -> None:
+    storage.write("a/b", b"")
+    for key in ("a/c", "a", "x/y/z"):
+        with pytest.raises(BlobMissing):
+            storage.read(key)
+
+
+def test_create_puts_only_where_none_is(storage: Storage) -> None:
+    assert storage.create("fence/1", b"mine")
+    assert not storage.create("fence/1", b"theirs")
+    assert storage.read("fence/1") == b"mine"
+
+
+def test_of_many_creators_at_once_one_wins(storage: Storage) -> None:
+    wins: list[int] = []
+    start = threading.Barrier(8)
+
+    def compete(number: int) -> None:
+        start.wait()
+        if storage.create("contended", str(number).encode()):
+            wins.append(number)
+
+    threads = [threading.Thread(target=compete, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(wins) == 1
+    assert storage.read("contended") == str(wins[0]).encode()
+
+
+def test_list_is_sorted_and_by_prefix(storage: Storage) -> None:
+    for key in ("t/m/entry-2", "t/m/entry-10", "t/m/sent", "t/n/entry-1"):
+        storage.write(key, b"x")
+    assert storage.list("t/m/entry-") == ["t/m/entry-10", "t/m/entry-2"]
+    assert storage.list("t/") == ["t/m/entry-10", "t/m/entry-2", "t/m/sent", "t/n/entry-1"]
+    assert storage.list("nothing/") == []
+
+
+def test_delete_is_idempotent(storage: Storage) -> None:
+    storage.write("a", b"x")
+    storage.delete("a")
+    storage.delete("a")
+    assert storage.list("") == []
+
+
+@pytest.mark.parametrize("key", ["../up", "a/../../up", "/etc/passwd", "a//b", "a/./b", "", "a\\b", "a\0b"])
+def test_a_key_never_leaves_the_directory(tmp_path: Path, key: str) -> None:
+    storage = DirectoryStorage(tmp_path / "root")
+    with pytest.raises(ValueError, match="storage key"):
+        storage.read(key)
+    with pytest.raises(ValueError, match="storage key"):
+        storage.write(key, b"x")
+
+
+def test_an_unknown_scheme_is_refused_with_the_way_out() -> None:
+    with pytest.raises(ValueError, match="use a directory or s3://"):
+        open_storage("gs://bucket/prefix")
+
+
+def test_wrong_credentials_and_a_lost_bucket_are_os_errors(
+    s3_endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", s3_endpoint)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    storage = S3Storage(bucket="no-such-bucket", prefix="p")
+    with pytest.raises(OSError, match="NoSuchBucket"):
+        storage.write("a", b"x")

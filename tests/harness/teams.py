@@ -1,0 +1,83 @@
+"""Run a function, or a whole trial, as W processes that share a gloo group, without Ray."""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from trainer.context import TrialContext
+from trainer.loop import train
+from trainer.spec import PretrainSpec
+from trainer.team import Team
+
+
+def run_team(world_size: int, body: Callable[..., None], *arguments: Any) -> None:
+    """Call `body(team, *arguments)` in each of W new processes; raises what one of them raises."""
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(_enter, args=(world_size, f"file://{folder}/rendezvous", body, arguments), nprocs=world_size)
+
+
+def _enter(rank: int, world_size: int, init_method: str, body: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    torch.set_num_threads(1)
+    if world_size == 1:
+        body(Team(), *arguments)
+        return
+    dist.init_process_group("gloo", init_method=init_method, rank=rank, world_size=world_size)
+    try:
+        body(Team(rank=rank, world_size=world_size, group=dist.group.WORLD), *arguments)
+    finally:
+        dist.destroy_process_group()
+
+
+def train_trial(team: Team, spec: dict[str, Any], context: dict[str, Any]) -> None:
+    """Train one trial as a member of a team."""
+    train(PretrainSpec.model_validate(spec), TrialContext.model_validate(context), team)
+
+
+def train_until_killed(team: Team, spec: dict[str, Any], context: dict[str, Any], kill_after_step: int) -> None:
+    """Train, and kill this process outright once rank 0 has made so many steps."""
+    import trainer.loop
+    import trainer.scribe
+
+    trainer.scribe.CHECKPOINT_EVERY_S = 0.0  # type: ignore[misc] # at every step that finds the writer idle
+    recorded = trainer.loop.Run._read  # noqa: SLF001 - the moment right behind an update
+
+    def read_then_die(run: Any, unread: Any) -> bool:
+        should_stop = recorded(run, unread)
+        if run.last_step >= kill_after_step:
+            if team.is_first:
+                wait_for_checkpoint(Path(context["storage"]))
+            os.kill(os.getpid(), signal.SIGKILL)
+        return should_stop
+
+    trainer.loop.Run._read = read_then_die  # type: ignore[method-assign]  # noqa: SLF001
+    train_trial(team, spec, context)
+
+
+def wait_for_checkpoint(storage: Path, *, timeout_s: float = 20.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not list(storage.rglob("manifest-*.json")):
+        if time.monotonic() > deadline:
+            raise TimeoutError("no checkpoint was written")
+        time.sleep(0.05)
+
+
+def trial_context(folder: Path, datasets: Path, *, attempt: int = 1, name: str = "exp_1") -> dict[str, Any]:
+    return TrialContext(
+        experiment_id=name,
+        experiment_name=name,
+        trial_id="t0000",
+        attempt=attempt,
+        storage=str(folder / "storage"),
+        datasets_dir=str(datasets),
+        cache_dir=str(folder.parent / "cache"),
+    ).model_dump(mode="json")

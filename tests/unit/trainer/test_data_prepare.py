@@ -1,0 +1,391 @@
+"""Decoding once a node: what is converted, what is refused, and what the cache promises."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from trainer.data.dataset import Dataset
+from trainer.data.idx import FashionMnistSource
+from trainer.data.prepare import prepare
+from trainer.data.torchvision_folders import CIFAR10, CifarSource, Stl10Source
+from trainer.errors import DataError
+
+SIZE = 8
+
+
+def picture(seed: int, side: int = SIZE) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (side, side, 3), np.uint8))
+
+
+def write_folder(root: Path, *, classes: int = 2, images: int = 4, test_images: int = 2) -> Path:
+    for split, count, offset in (("train", images, 0), ("test", test_images, 1000)):
+        for label in range(classes):
+            folder = root / split / f"class{label}"
+            folder.mkdir(parents=True)
+            for index in range(count):
+                picture(offset + 100 * label + index).save(folder / f"{index}.png")
+    return root
+
+
+def ready(name: str, tmp_path: Path, **overrides: Any) -> Dataset:
+    arguments = {"image_size": SIZE, "cache_dir": tmp_path / "cache", "datasets_dir": tmp_path, "validation_ratio": 0.3}
+    return prepare(name, **(arguments | overrides))
+
+
+def colour_of(tmp_path: Path, image: Image.Image, name: str, **options: Any) -> tuple[int, ...]:
+    """Return the middle pixel of an image file after a round through `prepare`."""
+    folder = write_folder(tmp_path / "shown", test_images=0) / "test" / "class0"
+    image.save(folder / name, **options)
+    test = ready("shown", tmp_path).read_test()
+    assert test is not None
+    return tuple(int(value) for value in test.images[0, SIZE // 2, SIZE // 2])
+
+
+# --- what is converted ----------------------------------------------------------------------------
+
+
+def test_transparency_is_laid_on_white(tmp_path: Path) -> None:
+    assert colour_of(tmp_path, Image.new("RGBA", (SIZE, SIZE), (0, 0, 0, 0)), "a.png") == (255, 255, 255)
+
+
+def test_sixteen_bit_grey_keeps_its_upper_byte(tmp_path: Path) -> None:
+    grey = Image.fromarray(np.full((SIZE, SIZE), 0x4321, np.uint16))
+    assert colour_of(tmp_path, grey, "a.png") == (0x43, 0x43, 0x43)
+
+
+def test_cmyk_becomes_rgb(tmp_path: Path) -> None:
+    red, green, blue = colour_of(tmp_path, Image.new("CMYK", (SIZE, SIZE), (0, 255, 255, 0)), "a.tif")
+    assert red > 200
+    assert max(green, blue) < 60
+
+
+def test_palettes_become_rgb(tmp_path: Path) -> None:
+    assert colour_of(tmp_path, Image.new("RGB", (SIZE, SIZE), (10, 200, 30)).convert("P"), "a.gif")[1] > 150
+
+
+def test_the_cameras_turn_is_undone(tmp_path: Path) -> None:
+    upright = Image.new("RGB", (SIZE, SIZE), "black")
+    upright.paste("white", (0, 0, SIZE, SIZE // 2))  # white above black
+    folder = write_folder(tmp_path / "turned", test_images=0) / "test" / "class0"
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored lying on its left side
+    upright.transpose(Image.Transpose.ROTATE_90).save(folder / "a.png", exif=exif)
+    test = ready("turned", tmp_path).read_test()
+    assert test is not None
+    np.testing.assert_array_equal(test.images[0], np.asarray(upright))
+
+
+def test_short_side_is_resized_and_the_centre_cut_out(tmp_path: Path) -> None:
+    wide = Image.new("RGB", (96, 32), "blue")
+    wide.paste("red", (32, 0, 64, 32))
+    assert colour_of(tmp_path, wide, "a.png") == (255, 0, 0)
+
+
+def test_grey_arrays_get_three_equal_channels(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (9, SIZE, SIZE, 1), np.uint8)
+    np.savez(tmp_path / "grey.npz", train_images=images)
+    dataset = ready("grey", tmp_path)
+    np.testing.assert_array_equal(dataset.pretrain.array, np.repeat(images, 3, axis=3))
+    assert dataset.pretrain.labels is None
+    assert dataset.class_names is None
+    assert dataset.read_test() is None
+
+
+# --- what is refused, by name ---------------------------------------------------------------------
+
+
+def refused(tmp_path: Path, name: str = "bad") -> str:
+    with pytest.raises(DataError) as caught:
+        ready(name, tmp_path)
+    assert not list((tmp_path / "cache").glob("datasets/bad-*")), "nothing half-decoded may be taken for whole"
+    return caught.value.message
+
+
+def test_a_symbolic_link_is_refused(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "bad")
+    (folder / "train" / "class1" / "link.png").symlink_to("/etc/passwd")
+    assert "train/class1/link.png is a symbolic link" in refused(tmp_path)
+
+
+def test_a_linked_class_folder_is_refused(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "bad")
+    (folder / "train" / "class9").symlink_to(folder / "train" / "class1")
+    assert "class9 is a symbolic link" in refused(tmp_path)
+
+
+def test_a_decompression_bomb_is_refused(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "bad")
+    Image.new("1", (20_000, 20_000)).save(folder / "train" / "class0" / "bomb.png")
+    assert "bomb.png has more than" in refused(tmp_path)
+
+
+def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
+    path = write_folder(tmp_path / "bad") / "train" / "class0" / "cut.jpg"
+    picture(1, side=64).save(path)
+    path.write_bytes(path.read_bytes()[:800])
+    assert "bad/train/class0/cut.jpg is damaged or truncated" in refused(tmp_path)
+
+
+def test_a_file_that_is_no_image_is_refused(tmp_path: Path) -> None:
+    (write_folder(tmp_path / "bad") / "train" / "class0" / "text.png").write_text("%!PS-Adobe-3.0 EPSF-3.0")
+    assert "text.png is no image" in refused(tmp_path)
+
+
+def test_a_class_of_one_image_is_refused(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "bad") / "train" / "lonely"
+    folder.mkdir()
+    picture(3).save(folder / "0.png")
+    assert "lonely (1)" in refused(tmp_path)
+
+
+def test_an_empty_class_is_refused(tmp_path: Path) -> None:
+    (write_folder(tmp_path / "bad") / "train" / "empty").mkdir()
+    assert "train/empty holds no images" in refused(tmp_path)
+
+
+def test_a_test_class_that_is_not_trained_on_is_refused(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "bad") / "test" / "other"
+    folder.mkdir()
+    picture(3).save(folder / "0.png")
+    assert "test/other is no class of train/" in refused(tmp_path)
+
+
+def test_images_beside_class_folders_are_refused(tmp_path: Path) -> None:
+    picture(3).save(write_folder(tmp_path / "bad") / "train" / "stray.png")
+    assert "stray.png lies beside class folders" in refused(tmp_path)
+
+
+def test_too_few_images_are_refused(tmp_path: Path) -> None:
+    write_folder(tmp_path / "bad", classes=1, images=3)
+    assert "3 training images" in refused(tmp_path)
+
+
+GOOD = {"train_images": np.zeros((6, SIZE, SIZE, 3), np.uint8), "train_labels": np.array([0, 1] * 3)}
+
+
+class Trap:
+    """Unpickling one would leave a file behind."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (os.mkdir, ("unpickled",))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"train_labels": np.array([0, 1, 2])}, "train_labels has shape (3,)"),
+        ({"train_labels": np.array([0, 1, 0, 1, 0, -1])}, "train_labels holds -1"),
+        ({"classes": np.array(["only"])}, "train_labels holds 1, but there are 1 classes"),
+        ({"train_labels": np.linspace(0, 1, 6)}, "train_labels holds float64"),
+        ({"train_labels": np.array([Trap()] * 6)}, "train_labels holds Python objects"),
+        ({"train_images": np.array([Trap()] * 6)}, "train_images holds Python objects"),
+        ({"train_images": np.zeros((6, SIZE, SIZE, 3))}, "train_images is float64"),
+        ({"train_images": np.zeros((6, 3, SIZE, SIZE), np.uint8)}, "train_images is uint8 of shape"),
+        ({"train_labels": np.array([0, 1, 0, 1, 0, 2])}, "2 (1)"),
+        ({"test_images": np.zeros((2, SIZE, SIZE, 3), np.uint8)}, "test_labels is missing"),
+    ],
+)
+def test_bad_arrays_are_refused_by_field(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arrays: dict[str, np.ndarray], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.savez(tmp_path / "bad.npz", **(GOOD | arrays))
+    assert message in refused(tmp_path)
+    assert not (tmp_path / "unpickled").exists()
+
+
+def test_arrays_without_images_are_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "bad.npz", train_labels=GOOD["train_labels"])
+    assert "bad.npz: train_images is missing" in refused(tmp_path)
+
+
+# --- torchvision's and Debian's files -------------------------------------------------------------
+
+
+def write_cifar(root: Path, content: Any) -> dict[str, str]:
+    folder = root / CIFAR10.folder
+    folder.mkdir(exist_ok=True)
+    md5 = {}
+    for name in ("train_batch", "test_batch", "meta"):
+        data = pickle.dumps(content)
+        (folder / name).write_bytes(data)
+        md5[name] = hashlib.md5(data, usedforsecurity=False).hexdigest()
+    return md5
+
+
+def test_cifar_pickles_of_unknown_md5_are_never_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / CIFAR10.folder
+    folder.mkdir()
+    for name in (*CIFAR10.train_md5, *CIFAR10.test_md5, *CIFAR10.meta_md5):
+        (folder / name).write_bytes(pickle.dumps(Trap()))
+    with pytest.raises(DataError, match="has md5 .* not the published"):
+        ready("cifar10", tmp_path)
+    assert not (tmp_path / "unpickled").exists()
+
+
+def test_cifar_rows_become_images(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
+    rows = images.transpose(0, 3, 1, 2).reshape(4, -1)
+    md5 = write_cifar(tmp_path, {"data": rows, "labels": [0, 1, 2, 3], "label_names": ["a", "b", "c", "d"]})
+    layout = replace(
+        CIFAR10,
+        train_md5={"train_batch": md5["train_batch"]},
+        test_md5={"test_batch": md5["test_batch"]},
+        meta_md5={"meta": md5["meta"]},
+    )
+    splits = CifarSource(layout, tmp_path).open()
+    np.testing.assert_array_equal(next(splits.train.blocks(32)), images)
+    assert splits.class_names == ("a", "b", "c", "d")
+
+
+def test_fashion_mnist_is_read_from_idx_files(tmp_path: Path) -> None:
+    folder = tmp_path / "FashionMNIST" / "raw"
+    folder.mkdir(parents=True)
+    images = np.random.default_rng(0).integers(0, 256, (20, 28, 28), np.uint8)
+    for prefix in ("train", "t10k"):
+        header = b"".join(size.to_bytes(4, "big") for size in images.shape)
+        (folder / f"{prefix}-images-idx3-ubyte.gz").write_bytes(
+            gzip.compress(b"\0\0\x08\x03" + header + images.tobytes())
+        )
+        labels = bytes(index % 10 for index in range(20))
+        (folder / f"{prefix}-labels-idx1-ubyte.gz").write_bytes(
+            gzip.compress(b"\0\0\x08\x01" + (20).to_bytes(4, "big") + labels)
+        )
+    source = FashionMnistSource.under(tmp_path)
+    assert source.info().num_train == 20
+    splits = source.open()
+    np.testing.assert_array_equal(next(splits.train.blocks(28))[..., 1], images)
+    (folder / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(b"\0\0\x08\x03" + header + b"short"))
+    with pytest.raises(DataError, match="is truncated"):
+        source.open()
+
+
+def test_stl10_is_stored_column_by_column_with_classes_from_one(tmp_path: Path) -> None:
+    folder = tmp_path / "stl10_binary"
+    folder.mkdir()
+    images = np.random.default_rng(0).integers(0, 256, (2, 96, 96, 3), np.uint8)
+    for split in ("train", "test"):
+        images.transpose(0, 3, 2, 1).tofile(folder / f"{split}_X.bin")
+        np.array([1, 2], np.uint8).tofile(folder / f"{split}_y.bin")
+    (folder / "class_names.txt").write_text("airplane\nbird\n")
+    splits = Stl10Source(tmp_path).open()
+    np.testing.assert_array_equal(next(splits.train.blocks(96)), images)
+    assert splits.train.labels is not None
+    assert splits.train.labels.tolist() == [0, 1]
+
+
+# --- what the cache promises ----------------------------------------------------------------------
+
+
+def test_splits_are_disjoint_whole_and_hold_every_class(tmp_path: Path) -> None:
+    write_folder(tmp_path / "pets", classes=3, images=7)
+    dataset = ready("pets", tmp_path)
+    ids = np.concatenate([dataset.pretrain.sample_ids, dataset.validation.sample_ids])
+    assert sorted(ids) == list(range(21))
+    assert dataset.pretrain.labels is not None
+    assert dataset.validation.labels is not None
+    assert set(dataset.pretrain.labels) == set(dataset.validation.labels) == {0, 1, 2}
+    assert (dataset.num_train, dataset.num_test, dataset.num_classes) == (21, 6, 3)
+    np.testing.assert_array_equal(dataset.pretrain.take(np.array([1]))[0], dataset.pretrain.images[1])
+
+
+def test_an_unchanged_source_is_not_decoded_again(tmp_path: Path) -> None:
+    write_folder(tmp_path / "pets")
+    first = ready("pets", tmp_path)
+    (entry,) = (tmp_path / "cache" / "datasets").glob("pets-*")
+    before = (entry / "train_images.npy").stat()
+    assert ready("pets", tmp_path).digest == first.digest
+    after = (entry / "train_images.npy").stat()
+    assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+
+
+def test_a_changed_source_is_noticed_and_has_another_digest(tmp_path: Path) -> None:
+    path = write_folder(tmp_path / "pets") / "train" / "class0" / "0.png"
+    before = ready("pets", tmp_path)
+    picture(4321).save(path)
+    assert ready("pets", tmp_path).digest != before.digest
+
+
+def test_touching_a_file_changes_no_digest(tmp_path: Path) -> None:
+    path = write_folder(tmp_path / "pets") / "train" / "class0" / "0.png"
+    before = ready("pets", tmp_path)
+    os.utime(path, (1, 1))
+    assert ready("pets", tmp_path).digest == before.digest
+
+
+def test_a_damaged_cache_is_decoded_again(tmp_path: Path) -> None:
+    write_folder(tmp_path / "pets")
+    before = ready("pets", tmp_path)
+    pixels = before.pretrain.images
+    (entry,) = (tmp_path / "cache" / "datasets").glob("pets-*")
+    os.truncate(entry / "train_images.npy", 100)
+    after = ready("pets", tmp_path)
+    assert after.digest == before.digest
+    np.testing.assert_array_equal(after.pretrain.images, pixels)
+
+
+def test_what_a_killed_caller_left_is_swept(tmp_path: Path) -> None:
+    write_folder(tmp_path / "pets")
+    ready("pets", tmp_path)
+    (entry,) = (tmp_path / "cache" / "datasets").glob("pets-*")
+    partial = entry.parent / f".{entry.name}.partial"
+    entry.rename(partial)
+    (partial / "rubbish.npy").write_bytes(b"half")
+    ready("pets", tmp_path)
+    assert not (entry / "rubbish.npy").exists()
+    assert not partial.exists()
+
+
+def test_callers_that_race_share_one_decoding(tmp_path: Path) -> None:
+    write_folder(tmp_path / "pets", images=20)
+    with ThreadPoolExecutor(8) as pool:
+        datasets = list(pool.map(lambda _: ready("pets", tmp_path), range(8)))
+    assert len({dataset.digest for dataset in datasets}) == 1
+    assert len(list((tmp_path / "cache" / "datasets").glob("pets-*"))) == 1
+
+
+def test_an_image_in_both_splits_is_warned_about_by_name(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "pets")
+    picture(0).save(folder / "test" / "class1" / "copy.png")  # train/class0/0.png again
+    (warning,) = ready("pets", tmp_path).warnings
+    assert warning == "1 test images are also in the training set: test/class1/copy.png = train/class0/0.png"
+
+
+def test_files_that_are_no_images_are_left_out_and_named(tmp_path: Path) -> None:
+    (write_folder(tmp_path / "pets") / "train" / "class0" / "notes.txt").write_text("hello")
+    (warning,) = ready("pets", tmp_path).warnings
+    assert "train/class0/notes.txt" in warning
+
+
+def test_flat_folders_are_unlabelled(tmp_path: Path) -> None:
+    folder = tmp_path / "flat" / "train"
+    folder.mkdir(parents=True)
+    for index in range(8):
+        picture(index).save(folder / f"{index}.png")
+    dataset = ready("flat", tmp_path)
+    assert dataset.pretrain.labels is None
+    assert len(dataset.validation) == 2
+
+
+def test_openmoji_is_drawn_at_the_size_asked_for(tmp_path: Path) -> None:
+    dataset = ready("openmoji", tmp_path, image_size=16, validation_ratio=0.1)
+    test = dataset.read_test()
+    assert test is not None
+    assert test.images.shape == (dataset.num_test, 16, 16, 3)
+    corners = dataset.pretrain.images[:, 0, 0]
+    assert (corners == 255).mean() > 0.8  # drawn on white, inside the frame
+    assert (dataset.pretrain.images.reshape(len(dataset.pretrain), -1).min(axis=1) < 255).all()  # none is blank
+    shares = [(part.labels == 5).mean() for part in (dataset.pretrain, dataset.validation, test)]
+    assert max(shares) - min(shares) < 0.02

@@ -1,0 +1,106 @@
+"""The number of workers, a crash and a resize change how fast a run is, and nothing else.
+
+Whole runs through the loop itself, in gloo processes: data, views, batch norm in encoder and head,
+loss, LARS, schedule, checkpoints.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.harness.teams import run_team, train_trial, train_until_killed, trial_context
+from torch.multiprocessing import ProcessExitedException
+from trainer.checkpoint import CheckpointStore
+from trainer.context import TrialContext
+from trainer.storage import open_storage
+
+pytestmark = pytest.mark.slow
+
+SPEC: dict[str, Any] = {
+    "data": {"dataset": "shapes", "image_size": 16},
+    "encoder": {"name": "resnet8"},
+    "projection_head": {"dim": 16},
+    "batch_size": 48,
+    "epochs": 5,
+    "optim": {"warmup_epochs": 1},
+    "evaluation": {"linear_probe": False, "knn_every_epochs": 0},
+}
+STEPS = 20  # 216 images to pretrain on, 4 batches of 48 an epoch
+
+
+def outcome(folder: Path) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """Return the loss of every step and the tensors of the last checkpoint."""
+    context = TrialContext.model_validate(trial_context(folder, folder))
+    storage = open_storage(context.storage)
+    losses: dict[int, float] = {}
+    for key in storage.list(context.key("metrics/entry-")):
+        for name, step, value, _ in json.loads(storage.read(key)).get("points", ()):
+            if name == "loss":
+                assert step not in losses, f"step {step} was recorded twice"
+                losses[step] = value
+    checkpoint = CheckpointStore(storage, context, fence=None).load_latest()
+    assert checkpoint is not None
+    assert checkpoint.step == len(losses) == STEPS
+    assert sorted(losses) == list(range(1, STEPS + 1))
+    return [losses[step] for step in sorted(losses)], checkpoint.tensors
+
+
+def run(folder: Path, datasets: Path, *, workers: int, **changes: Any) -> tuple[list[float], dict[str, torch.Tensor]]:
+    run_team(workers, train_trial, SPEC | changes, trial_context(folder, datasets))
+    return outcome(folder)
+
+
+def largest_difference(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> float:
+    assert first.keys() == second.keys()
+    return max(float((first[name].double() - second[name].double()).abs().max()) for name in first)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory, datasets_dir: Path) -> tuple[list[float], dict[str, torch.Tensor]]:
+    return run(tmp_path_factory.mktemp("w1"), datasets_dir, workers=1, precision="float64")
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+def test_in_float64_any_number_of_workers_computes_the_same_run(
+    tmp_path: Path, datasets_dir: Path, alone: tuple[list[float], dict[str, torch.Tensor]], workers: int
+) -> None:
+    losses, tensors = run(tmp_path / "w", datasets_dir, workers=workers, precision="float64")
+    assert max(abs(a - b) for a, b in zip(losses, alone[0], strict=True)) <= 1e-9
+    assert largest_difference(tensors, alone[1]) <= 1e-9
+
+
+def test_in_float32_the_first_steps_agree(tmp_path: Path, datasets_dir: Path) -> None:
+    one, _ = run(tmp_path / "w1", datasets_dir, workers=1, precision="float32")
+    two, _ = run(tmp_path / "w2", datasets_dir, workers=2, precision="float32")
+    assert max(abs(a - b) for a, b in zip(one[:3], two[:3], strict=True)) <= 1e-5
+
+
+@pytest.mark.parametrize("kill_after_step", [3, 8, 14])
+def test_a_run_killed_at_a_step_and_resumed_is_bit_identical(
+    tmp_path: Path, datasets_dir: Path, kill_after_step: int
+) -> None:
+    whole_losses, whole = run(tmp_path / "whole", datasets_dir, workers=1, precision="float32")
+    folder = tmp_path / "killed"
+    with pytest.raises(ProcessExitedException, match="SIGKILL"):
+        run_team(1, train_until_killed, SPEC | {"precision": "float32"}, trial_context(folder, datasets_dir), kill_after_step)
+    run_team(1, train_trial, SPEC | {"precision": "float32"}, trial_context(folder, datasets_dir, attempt=2))
+    losses, tensors = outcome(folder)
+    assert losses == whole_losses
+    assert largest_difference(tensors, whole) == 0
+
+
+def test_a_run_killed_on_two_workers_resumes_on_one(
+    tmp_path: Path, datasets_dir: Path, alone: tuple[list[float], dict[str, torch.Tensor]]
+) -> None:
+    folder = tmp_path / "resized"
+    spec = SPEC | {"precision": "float64"}
+    with pytest.raises(ProcessExitedException, match="SIG"):
+        run_team(2, train_until_killed, spec, trial_context(folder, datasets_dir), 6)
+    run_team(1, train_trial, spec, trial_context(folder, datasets_dir, attempt=2))
+    losses, tensors = outcome(folder)
+    assert max(abs(a - b) for a, b in zip(losses, alone[0], strict=True)) <= 1e-9
+    assert largest_difference(tensors, alone[1]) <= 1e-9

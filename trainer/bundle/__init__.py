@@ -1,0 +1,1 @@
+"""What travels inside an encoder bundle besides weights: one standalone file, and its text."""

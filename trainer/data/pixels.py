@@ -1,0 +1,96 @@
+"""Pixels: any image, turned into a square of 8-bit RGB.
+
+The camera's turn is undone, transparency is laid on white, grey and CMYK become RGB, 16 bits
+become 8 (the upper ones), the short side is resized with antialiasing and the centre is cut out.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from trainer.data.source import BLOCK_SIZE, ImageBlocks
+from trainer.errors import DataError
+
+__all__ = ["array_blocks", "read_image", "to_square_rgb"]
+
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # none of them runs another program
+MAX_PIXELS = Image.MAX_IMAGE_PIXELS or 89_478_485  # Pillow's own limit, about 0.25 GB of RGB
+
+
+def read_image(path: Path, *, image_size: int, shown_name: str) -> NDArray[np.uint8]:
+    """Return the image in a file as (image_size, image_size, 3).
+
+    Raises:
+        DataError: If the file is no readable image, is truncated, or has more than MAX_PIXELS.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused below, with its name
+            image = Image.open(path, formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise _too_large(shown_name) from error
+    except (OSError, SyntaxError, ValueError) as error:
+        raise DataError(f"{shown_name} is no image that can be read ({', '.join(FORMATS)})", file=shown_name) from error
+    with image:
+        if image.width * image.height > MAX_PIXELS:
+            raise _too_large(shown_name)
+        try:
+            return to_square_rgb(image, image_size=image_size)
+        except DataError as error:
+            raise DataError(f"{shown_name}: {error.message}", file=shown_name) from error
+        except Exception as error:  # damaged files make decoders raise anything
+            raise DataError(f"{shown_name} is damaged or truncated: {error}", file=shown_name) from error
+
+
+def _too_large(name: str) -> DataError:
+    return DataError(f"{name} has more than {MAX_PIXELS:,} pixels; scale it down first", file=name)
+
+
+def to_square_rgb(image: Image.Image, *, image_size: int) -> NDArray[np.uint8]:
+    """Return an image as (image_size, image_size, 3): short side resized, centre cut out."""
+    rgb = _to_rgb(ImageOps.exif_transpose(image))
+    if rgb.size != (image_size, image_size):
+        rgb = ImageOps.fit(rgb, (image_size, image_size), method=Image.Resampling.BICUBIC)
+    return np.asarray(rgb)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise DataError("pixels are floating point numbers of unknown range; store 8 or 16 bits")
+    if image.mode.startswith("I"):
+        return _upper_byte(image).convert("RGB")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _upper_byte(image: Image.Image) -> Image.Image:
+    values = np.asarray(image)
+    if values.min() < 0 or values.max() > np.iinfo(np.uint16).max:
+        raise DataError("pixels have more than 16 bits; store 8 or 16")
+    return Image.fromarray((values >> 8).astype(np.uint8))
+
+
+def array_blocks(images: NDArray[np.uint8]) -> ImageBlocks:
+    """Return the blocks of images that are already in memory: NHW or NHWC with 1, 3 or 4 channels."""
+    if images.ndim == 4 and images.shape[-1] == 1:  # noqa: PLR2004 - NHWC
+        images = images[..., 0]
+
+    def blocks(image_size: int) -> Iterator[NDArray[np.uint8]]:
+        is_ready = images.shape[1:] == (image_size, image_size, 3)
+        for start in range(0, len(images), BLOCK_SIZE):
+            block = images[start : start + BLOCK_SIZE]
+            yield block if is_ready else np.stack([_resized(image, image_size) for image in block])
+
+    return blocks
+
+
+def _resized(image: NDArray[np.uint8], image_size: int) -> NDArray[np.uint8]:
+    return to_square_rgb(Image.fromarray(image), image_size=image_size)

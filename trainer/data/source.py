@@ -1,0 +1,72 @@
+"""A source of images: what a data set is before it is decoded.
+
+A source answers cheap questions (how many, which classes, has it changed) without decoding, and
+hands out its splits as blocks of square RGB images. Files of this package named after a format
+(`image_folder`, `npz`, `idx`, ...) each hold one kind of source.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["BLOCK_SIZE", "DatasetInfo", "ImageBlocks", "Source", "SourceSplit", "SourceSplits"]
+
+BLOCK_SIZE = 256  # images decoded at a time
+
+ImageBlocks = Callable[[int], Iterator[NDArray[np.uint8]]]  # image_size -> blocks, (b, size, size, 3)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetInfo:
+    """What the catalogue says of a data set, before anything is decoded."""
+
+    name: str
+    description: str
+    num_train: int  # validation included: it is taken from the training images
+    num_test: int
+    num_classes: int | None
+    channels: int
+    native_image_size: int | None  # pixels a side; None: mixed, or drawn at any size
+    has_labels: bool
+    licence: str
+    source: str
+    problem: str | None = None  # why it cannot be used, and how to mend it
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceSplit:
+    """The training or the test images of a source, in a fixed order."""
+
+    num_images: int
+    blocks: ImageBlocks
+    labels: NDArray[np.int64] | None = None
+    groups: NDArray[np.int64] | None = None  # images of one group never part at a split
+    names: tuple[str, ...] | None = None  # file names, where images have them
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceSplits:
+    """All that is decoded: both splits, the classes and what a person should know."""
+
+    train: SourceSplit
+    test: SourceSplit | None
+    class_names: tuple[str, ...] | None
+    warnings: tuple[str, ...] = field(default=())
+
+
+class Source(Protocol):
+    """One data set as it is stored. Methods raise DataError, naming the file or field at fault."""
+
+    def info(self) -> DatasetInfo:
+        """Return the catalogue entry, from counts and headers alone."""
+
+    def fingerprint(self) -> str:
+        """Return a word that changes when the stored data does: sizes, times, versions."""
+
+    def open(self) -> SourceSplits:
+        """Return the splits; labels are read and checked here, pixels as blocks are asked for."""

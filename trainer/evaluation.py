@@ -1,0 +1,272 @@
+"""What a run measures of its encoder: online while it trains, and once at its end.
+
+Representations are computed by all ranks, a slice each, and judged by rank 0. kNN asks how well
+an image's class is told by its neighbours: leaving one out over all images that are not test
+images where they are few (a validation split of 200 has a standard error of 3 points), else from
+the pretraining split to the validation split. Baselines and encoder are judged on the same images.
+The test split is read once, at the end, and selects nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import nn
+
+from trainer import metric_names as names
+from trainer.data.dataset import Dataset, Subset
+from trainer.encoder import Encoder, build_encoder
+from trainer.export import weights_digest
+from trainer.learner import SimclrLearner, SupervisedLearner
+from trainer.precision import Precision
+from trainer.probe.features import Images, evaluating, extract_features, pixel_features
+from trainer.probe.knn import KnnResult, knn_probe
+from trainer.probe.linear import LinearProbe, fit_linear_probe, fit_on_fraction
+from trainer.probe.monitors import alignment, effective_rank, mean_std, uniformity
+from trainer.probe.paired import mcnemar
+from trainer.probe.transformation import predict_transformations
+from trainer.spec import PretrainSpec
+from trainer.team import Team
+from trainer.views import ViewDrawer
+
+__all__ = ["Evaluation", "FinalEvaluation"]
+
+Features = NDArray[np.float32]
+Labels = NDArray[np.int64]
+
+LEAVE_ONE_OUT_AT_MOST: Final = 20_000  # images; beyond, a validation split is large enough by itself
+NUM_MONITORED: Final = 512  # validation images that the collapse monitors look at
+KNN_METRICS: Final = {20: names.KNN_ACCURACY, 200: names.KNN_ACCURACY_K200}
+LABEL_FRACTIONS: Final = {0.01: names.LINEAR_ACCURACY_1PCT, 0.1: names.LINEAR_ACCURACY_10PCT}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinalEvaluation:
+    """What rank 0 knows at the end of a run."""
+
+    metrics: dict[str, float]
+    encoder_digest: str
+    pretrain_h: Features
+    validation_h: Features
+    predictions: Labels | None  # of the linear probe, for the validation split
+    verdict: str  # does the encoder beat both baselines, in words
+
+
+class Evaluation:
+    """Measures one learner on one data set; every method is called by all ranks together."""
+
+    def __init__(self, spec: PretrainSpec, dataset: Dataset, team: Team, precision: Precision) -> None:
+        self._spec = spec
+        self._dataset = dataset
+        self._team = team
+        self._precision = precision
+
+    # --- while it trains --------------------------------------------------------------------------
+
+    def online(self, learner: SimclrLearner | SupervisedLearner) -> dict[str, float]:
+        """Return kNN accuracy and collapse monitors; on ranks but the first, {}."""
+        pretrain_h = self._features(learner.encoder, self._dataset.pretrain)
+        validation_h = self._features(learner.encoder, self._dataset.validation)
+        if not self._team.is_first:
+            return {}
+        return self._knn_metrics(self._knn(pretrain_h, validation_h)) | self._monitors(learner, validation_h)
+
+    def _monitors(self, learner: SimclrLearner | SupervisedLearner, validation_h: Features) -> dict[str, float]:
+        h_MR = torch.from_numpy(validation_h)
+        metrics = {names.H_STD: mean_std(h_MR), names.H_EFFECTIVE_RANK: effective_rank(h_MR)}
+        if isinstance(learner, SimclrLearner):
+            positions = np.arange(min(NUM_MONITORED, len(self._dataset.validation)))
+            drawer = ViewDrawer(
+                self._spec.views,
+                image_size=self._spec.data.image_size,
+                seed=self._spec.seed,
+                dtype=self._precision.dtype,
+                channels_last=self._spec.channels_last,
+            )
+            images_BHWC = torch.from_numpy(self._dataset.validation.take(positions)).to(self._team.device)
+            ids_B = torch.from_numpy(self._dataset.validation.sample_ids[positions]).to(self._team.device)
+            with evaluating(learner), torch.inference_mode(), self._precision.autocast():
+                z_2BD = learner.outputs(drawer.draw_pair(images_BHWC, sample_ids_B=ids_B, epoch=0)).float().cpu()
+            metrics |= {names.ALIGNMENT: alignment(z_2BD), names.UNIFORMITY: uniformity(z_2BD)}
+        return metrics
+
+    # --- at the end -------------------------------------------------------------------------------
+
+    def final(self, learner: SimclrLearner | SupervisedLearner) -> FinalEvaluation | None:
+        """Return all that is measured once; None on ranks but the first."""
+        digest_before = weights_digest(learner.encoder)
+        untrained = self._untrained_encoder()
+        h = self._of_both(learner.encoder)
+        random_h = self._of_both(untrained)
+        if not self._team.is_first:
+            return None
+        metrics: dict[str, float] = {}
+        verdict, predictions = "the data set has no labels to judge h by", None
+        if self._dataset.pretrain.labels is not None:
+            baselines, verdict = self._against_baselines(h, random_h)
+            metrics |= baselines
+            if self._spec.evaluation.linear_probe:
+                probe = self._probe(*h)
+                predictions = probe.predict(h[1])
+                metrics |= {names.LINEAR_ACCURACY: probe.validation_accuracy} | self._test(learner.encoder, h, probe)
+            metrics |= self._optional(learner, h)
+        if weights_digest(learner.encoder) != digest_before:
+            raise RuntimeError("evaluation changed the encoder")
+        return FinalEvaluation(
+            metrics=metrics,
+            encoder_digest=digest_before,
+            pretrain_h=h[0],
+            validation_h=h[1],
+            predictions=predictions,
+            verdict=verdict,
+        )
+
+    def _against_baselines(
+        self, h: tuple[Features, Features], random_h: tuple[Features, Features]
+    ) -> tuple[dict[str, float], str]:
+        """Return the accuracies of h and both baselines on the same images, and a paired verdict."""
+        pixels = (pixel_features(self._dataset.pretrain.images), pixel_features(self._dataset.validation.images))
+        trained, random, raw = (self._knn(*features) for features in (h, random_h, pixels))
+        metrics = self._knn_metrics(trained)
+        metrics[names.RANDOM_ENCODER_KNN_ACCURACY] = random[20].accuracy
+        metrics[names.RAW_PIXEL_KNN_ACCURACY] = raw[20].accuracy
+        labels = self._query_labels()
+        words = []
+        for name, baseline in (("raw pixels", raw), ("the untrained encoder", random)):
+            test = mcnemar(trained[20].predictions, baseline[20].predictions, labels=labels)
+            better = trained[20].accuracy > baseline[20].accuracy
+            words.append(f"{'beats' if better else 'does not beat'} {name} (paired p = {test.p_mid:.2g})")
+        return metrics, f"kNN of h {' and '.join(words)} on {len(labels)} images"
+
+    def _optional(
+        self, learner: SimclrLearner | SupervisedLearner, h: tuple[Features, Features]
+    ) -> dict[str, float]:
+        """Return what the spec asks for beyond the usual: label fractions, z, transformations."""
+        asked, metrics = self._spec.evaluation, {}
+        if asked.label_fractions:
+            for fraction, name in LABEL_FRACTIONS.items():
+                probe = fit_on_fraction(
+                    h[0],
+                    self._labels(self._dataset.pretrain),
+                    fraction=fraction,
+                    key=self._dataset.digest,
+                    validation_features_VR=h[1],
+                    validation_labels_V=self._labels(self._dataset.validation),
+                )
+                metrics[name] = probe.validation_accuracy
+        sources: dict[str, nn.Module] = {"h": learner.encoder}
+        if asked.probe_z and isinstance(learner, SimclrLearner):
+            sources["z"] = nn.Sequential(learner.encoder, learner.head)
+            z = tuple(
+                self._extract(sources["z"], subset, slice(0, len(subset)))
+                for subset in (self._dataset.pretrain, self._dataset.validation)
+            )
+            metrics[names.LINEAR_ACCURACY_Z] = self._probe(z[0], z[1]).validation_accuracy
+        if asked.transformation_prediction:
+            for source, module in sources.items():
+                results = predict_transformations(
+                    partial(self._extract_all, module),
+                    train_images_MHWC=self._dataset.pretrain.images,
+                    validation_images_VHWC=self._dataset.validation.images,
+                )
+                metrics |= {names.transformation_accuracy(task, source): r.accuracy for task, r in results.items()}
+        return metrics
+
+    def _test(self, encoder: Encoder, h: tuple[Features, Features], probe: LinearProbe) -> dict[str, float]:
+        """Read the test split, once; nothing is chosen by what comes of it."""
+        test = self._dataset.read_test()
+        if test is None or test.labels is None:
+            return {}
+        test_h = self._extract(encoder, test, slice(0, len(test)))
+        bank_labels = np.concatenate([self._labels(self._dataset.pretrain), self._labels(self._dataset.validation)])
+        knn = knn_probe(np.concatenate(h), bank_labels, test_h, test.labels, ks=(20,))
+        return {
+            names.TEST_LINEAR_ACCURACY: probe.accuracy(test_h, test.labels),
+            names.TEST_KNN_ACCURACY: knn[20].accuracy,
+        }
+
+    # --- pieces -----------------------------------------------------------------------------------
+
+    @property
+    def _leaves_one_out(self) -> bool:
+        # A supervised encoder has seen the labels of the pretraining split: only others can judge it.
+        return self._spec.method == "simclr" and self._dataset.num_train <= LEAVE_ONE_OUT_AT_MOST
+
+    def _knn(self, pretrain: Features, validation: Features) -> dict[int, KnnResult]:
+        if self._dataset.pretrain.labels is None:
+            return {}
+        labels = self._labels(self._dataset.pretrain)
+        if not self._leaves_one_out:
+            return knn_probe(pretrain, labels, validation, self._query_labels())
+        features, all_labels = np.concatenate([pretrain, validation]), self._query_labels()
+        return knn_probe(features, all_labels, features, all_labels, leaves_self_out=True)
+
+    def _query_labels(self) -> Labels:
+        validation = self._labels(self._dataset.validation)
+        return np.concatenate([self._labels(self._dataset.pretrain), validation]) if self._leaves_one_out else validation
+
+    @staticmethod
+    def _knn_metrics(results: dict[int, KnnResult]) -> dict[str, float]:
+        return {KNN_METRICS[k]: result.accuracy for k, result in results.items()}
+
+    def _probe(self, pretrain: Features, validation: Features) -> LinearProbe:
+        return fit_linear_probe(
+            pretrain,
+            self._labels(self._dataset.pretrain),
+            validation_features_VR=validation,
+            validation_labels_V=self._labels(self._dataset.validation),
+        )
+
+    @staticmethod
+    def _labels(subset: Subset) -> Labels:
+        if subset.labels is None:
+            raise ValueError("this measure needs labels")
+        return subset.labels
+
+    def _untrained_encoder(self) -> Encoder:
+        encoder = build_encoder(self._spec.encoder, seed=self._spec.seed)
+        return encoder.to(device=self._team.device, dtype=self._precision.dtype)
+
+    def _of_both(self, encoder: Encoder) -> tuple[Features, Features]:
+        return self._features(encoder, self._dataset.pretrain), self._features(encoder, self._dataset.validation)
+
+    def _features(self, encoder: Encoder, subset: Subset) -> Features:
+        """Return h of a whole subset on every rank, each having computed its slice."""
+        share = self._team.share(len(subset))
+        mine = self._extract(encoder, subset, share)
+        if self._team.group is None:
+            return mine
+        size = -(-len(subset) // self._team.world_size)
+        padded = torch.zeros(size, encoder.width_of_h, device=self._team.device)
+        padded[: len(mine)] = torch.from_numpy(mine)
+        gathered = [torch.empty_like(padded) for _ in range(self._team.world_size)]
+        dist.all_gather(gathered, padded, group=self._team.group)
+        lengths = (len(range(*self._share_of(rank, len(subset)))) for rank in range(self._team.world_size))
+        return torch.cat([part[:length] for part, length in zip(gathered, lengths, strict=True)]).cpu().numpy()
+
+    def _share_of(self, rank: int, total: int) -> tuple[int, int]:
+        share = Team(rank=rank, world_size=self._team.world_size).share(total)
+        return share.start, share.stop
+
+    def _extract_all(self, module: nn.Module, images_MHWC: NDArray[np.uint8]) -> Features:
+        return self._extract(module, images_MHWC, slice(0, len(images_MHWC)))
+
+    def _extract(self, module: nn.Module, images_MHWC: Images, share: slice) -> Features:
+        width = getattr(module, "width_of_h", 0)
+        if share.start == share.stop:
+            return np.zeros((0, width), np.float32)
+        return extract_features(
+            module,
+            images_MHWC,
+            device=self._team.device,
+            autocast_dtype=torch.bfloat16 if self._precision.name == "bfloat16" else None,
+            channels_last=self._spec.channels_last,
+            start=share.start,
+            stop=share.stop,
+        )

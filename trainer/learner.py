@@ -1,0 +1,101 @@
+"""The learner: everything that is trained, and the loss it is trained on.
+
+`simclr` (paper, section 2.1) compares the projections of two views; `supervised` is the paper's
+baseline with the same encoder, views and budget (Table 1, Fig. 7): it classifies both views.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+from torch.nn import functional
+
+from trainer import metric_names
+from trainer.encoder import Encoder, build_encoder
+from trainer.losses import build_objective
+from trainer.projection_head import build_projection_head
+from trainer.seeding import initialisation_generator
+from trainer.spec import PretrainSpec
+
+__all__ = ["Learner", "SimclrLearner", "SupervisedLearner", "build_learner"]
+
+
+class Learner(Protocol):
+    """What a step needs: outputs of the views, and a loss of all outputs of the batch.
+
+    The two are apart so that outputs can be computed in micro-batches (`memory.micro_batch`) while
+    the loss sees the whole batch.
+    """
+
+    encoder: Encoder
+
+    def outputs(self, views_MCHW: Tensor) -> Tensor:
+        """Return what the loss compares, a row for each view."""
+
+    def metrics(self, outputs_2BD: Tensor, labels_B: Tensor | None) -> dict[str, Tensor]:
+        """Return `loss` (differentiable) and what goes with it; means over ranks are global."""
+
+
+class SimclrLearner(nn.Module):
+    """f and g, compared by a contrastive objective."""
+
+    def __init__(self, spec: PretrainSpec, *, group: ProcessGroup | None) -> None:
+        super().__init__()
+        self.encoder = build_encoder(spec.encoder, seed=spec.seed)
+        self.head = build_projection_head(
+            spec.projection_head, width_of_h=self.encoder.width_of_h, seed=spec.seed
+        )
+        self._objective = build_objective(spec.loss, group=group)
+
+    def outputs(self, views_MCHW: Tensor) -> Tensor:
+        """Return z = g(f(x)), a row for each view."""
+        z: Tensor = self.head(self.encoder(views_MCHW))
+        return z
+
+    def metrics(self, outputs_2BD: Tensor, labels_B: Tensor | None) -> dict[str, Tensor]:
+        """Return the contrastive loss, accuracy and entropy (Table 5); labels are not looked at."""
+        del labels_B
+        output = self._objective(outputs_2BD)
+        return {
+            metric_names.LOSS: output.loss,
+            metric_names.CONTRASTIVE_ACCURACY: output.contrastive_accuracy,
+            metric_names.ENTROPY: output.entropy,
+        }
+
+
+class SupervisedLearner(nn.Module):
+    """f and a linear classifier, trained on labels."""
+
+    def __init__(self, spec: PretrainSpec, *, num_classes: int) -> None:
+        super().__init__()
+        self.encoder = build_encoder(spec.encoder, seed=spec.seed)
+        self.head = nn.Linear(self.encoder.width_of_h, num_classes)
+        generator = initialisation_generator(spec.seed)
+        nn.init.normal_(self.head.weight, std=0.01, generator=generator)
+        nn.init.zeros_(self.head.bias)
+
+    def outputs(self, views_MCHW: Tensor) -> Tensor:
+        """Return the logits of each view."""
+        logits: Tensor = self.head(self.encoder(views_MCHW))
+        return logits
+
+    def metrics(self, outputs_2BD: Tensor, labels_B: Tensor | None) -> dict[str, Tensor]:
+        """Return the mean cross-entropy over both views, in float32 or wider."""
+        if labels_B is None:
+            raise ValueError("supervised training needs labels")
+        logits = outputs_2BD if outputs_2BD.dtype == torch.float64 else outputs_2BD.float()
+        return {metric_names.LOSS: functional.cross_entropy(logits, labels_B.repeat(2))}
+
+
+def build_learner(
+    spec: PretrainSpec, *, num_classes: int | None, group: ProcessGroup | None
+) -> SimclrLearner | SupervisedLearner:
+    """Return the learner of `spec.method`, initialised from its seed alone."""
+    if spec.method == "simclr":
+        return SimclrLearner(spec, group=group)
+    if num_classes is None:
+        raise ValueError("supervised training needs labels")
+    return SupervisedLearner(spec, num_classes=num_classes)

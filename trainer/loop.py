@@ -1,0 +1,340 @@
+"""The run of one trial on one worker, from its first image to its encoder bundle.
+
+    prepare data -> build learner -> resume -> [ draw views -> step -> record ] -> evaluate -> export
+
+The same function runs alone in a process and as one of W workers; what it computes is a function
+of spec, data and seed only.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from trainer import metric_names
+from trainer.batch_norm import globalize_batch_norm
+from trainer.checkpoint import CheckpointStore, capture, restore
+from trainer.context import TrialContext
+from trainer.data.dataset import Dataset
+from trainer.data.order import epoch_batches, steps_per_epoch
+from trainer.data.prepare import prepare
+from trainer.data.reader import BatchReader
+from trainer.encoder import checkpoint_blocks
+from trainer.errors import NonFiniteLoss, Stopped
+from trainer.evaluation import Evaluation
+from trainer.learner import SimclrLearner, SupervisedLearner, build_learner
+from trainer.optim import build_optimizer
+from trainer.precision import Precision, resolve_precision
+from trainer.products import leave_products
+from trainer.record import describe_run
+from trainer.schedule import learning_rate
+from trainer.scribe import Scribe, StopKind
+from trainer.spec import PretrainSpec
+from trainer.step import StepOutcome, Stepper
+from trainer.storage import open_storage
+from trainer.team import Team
+from trainer.views import ViewDrawer
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+__all__ = ["EpochReport", "OnEpoch", "train"]
+
+logger = logging.getLogger(__name__)
+
+DRAIN_S = 120.0  # how long a finished trial waits for MLflow to take the rest
+READ_EVERY_STEPS_CUDA = 16  # outcomes are read in groups there, so that no step waits for the device
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochReport:
+    """What a scheduler is told at the end of each evaluated epoch."""
+
+    epoch: int  # 1 after the first
+    step: int
+    metrics: dict[str, float]
+
+
+OnEpoch = Callable[[EpochReport], bool]  # returns whether to stop early
+
+
+def train(spec: PretrainSpec, context: TrialContext, team: Team, *, on_epoch: OnEpoch | None = None) -> None:
+    """Train one trial to its end and leave its completion marker in storage.
+
+    Raises:
+        Stopped: If a pause or a cancel was asked for; a checkpoint of the last step is there.
+        NonFiniteLoss: With step, rank and value.
+        DataError: If the images or labels cannot be used.
+        Superseded: If a later start owns the trial.
+    """
+    scribe = Scribe(context) if team.is_first else None
+    try:
+        Run(spec, context, team, scribe=scribe, on_epoch=on_epoch).run()
+    finally:
+        if scribe is not None:
+            scribe.close()
+
+
+class Run:
+    """The state of one start of a trial on one worker."""
+
+    def __init__(
+        self,
+        spec: PretrainSpec,
+        context: TrialContext,
+        team: Team,
+        *,
+        scribe: Scribe | None,
+        on_epoch: OnEpoch | None,
+    ) -> None:
+        self.spec = spec
+        self.context = context
+        self.team = team
+        self.scribe = scribe
+        self.on_epoch = on_epoch
+        self.dataset: Dataset = prepare(
+            spec.data.dataset,
+            image_size=spec.data.image_size,
+            cache_dir=Path(context.cache_dir),
+            datasets_dir=Path(context.datasets_dir) if context.datasets_dir else None,
+            validation_ratio=spec.data.validation_ratio,
+        )
+        self.steps_per_epoch = steps_per_epoch(len(self.dataset.pretrain), spec.batch_size)
+        self.precision: Precision = resolve_precision(spec.precision, team.device)
+        self.learner = _prepare_learner(spec, self.dataset, team, self.precision)
+        self.optimizer: Optimizer = build_optimizer(spec.optim, self.learner)
+        self.drawer = ViewDrawer(
+            spec.views,
+            image_size=spec.data.image_size,
+            seed=spec.seed,
+            dtype=self.precision.dtype,
+            channels_last=spec.channels_last,
+        )
+        self.stepper = Stepper(
+            self.learner,
+            self.optimizer,
+            team=team,
+            precision=self.precision,
+            micro_batch=spec.memory.micro_batch,
+            compile_=spec.compile,
+        )
+        self.evaluation = Evaluation(spec, self.dataset, team, self.precision)
+        self.last_step = 0
+        self._has_stepped = False
+
+    # --- the story --------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Train, evaluate and export, from wherever an earlier start got."""
+        first_step = self._resume()
+        if self.scribe is not None:
+            self.scribe.begin(describe_run(self.spec, self.context, self.dataset, self.team, self.precision))
+            self.scribe.mark("train")
+        logger.info("training from step %d of %d on %d workers", first_step, self.total_steps, self.team.world_size)
+        stopped_by = self._train(first_step)
+        if stopped_by in ("pause", "cancel"):
+            self._keep_now()
+            message = f"stopped by a {stopped_by} after step {self.last_step} of {self.total_steps}"
+            raise Stopped(message, kind=stopped_by, step=self.last_step)
+        self._finish(is_early=stopped_by == "early")
+
+    @property
+    def total_steps(self) -> int:
+        """Return the number of updates of the whole run."""
+        return self.spec.epochs * self.steps_per_epoch
+
+    def _resume(self) -> int:
+        """Restore the newest checkpoint, the same one on every rank, and return its step."""
+        store = (
+            self.scribe.checkpoints
+            if self.scribe is not None
+            else CheckpointStore(open_storage(self.context.storage), self.context, fence=None)
+        )
+        step = store.latest_step() if self.team.is_first else 0
+        step = _agree_on(step, self.team)
+        if step:
+            restore(store.load(step), self.learner, self.optimizer)
+            logger.info("resumed from the checkpoint of step %d", step)
+        self.last_step = step
+        return step
+
+    def _train(self, first_step: int) -> StopKind | None:
+        """Make the updates behind `first_step`; return what stopped them early, if anything did."""
+        per_epoch = self.steps_per_epoch
+        for epoch in range(first_step // per_epoch, self.spec.epochs):
+            started_s, started_at_step = time.perf_counter(), self.last_step
+            should_stop = self._train_epoch(epoch, first_step)
+            if self.last_step == (epoch + 1) * per_epoch:
+                images = (self.last_step - started_at_step) * self.spec.batch_size
+                is_early = self._end_epoch(epoch + 1, images / (time.perf_counter() - started_s))
+                self._keep()  # behind the epoch's own metrics, so that no resume loses them
+                if is_early:
+                    return "early"
+            if should_stop:
+                return self._agreed_stop()
+        return None
+
+    def _train_epoch(self, epoch: int, first_step: int) -> bool:
+        """Make one epoch's updates from where they are; return whether a stop was agreed."""
+        self.learner.train()
+        read_every = READ_EVERY_STEPS_CUDA if self.team.device.type == "cuda" else 1
+        unread: list[tuple[int, float, StepOutcome]] = []
+        for step, images_BHWC, labels_B, ids_B in self._batches(epoch, first_step):
+            views_2BCHW = self.drawer.draw_pair(images_BHWC, sample_ids_B=ids_B, epoch=epoch)
+            rate = self._learning_rate(step)
+            wishes_stop = self.scribe is not None and self.scribe.stop_wish is not None
+            outcome = self.stepper(views_2BCHW, labels_B, learning_rate=rate, wishes_stop=wishes_stop)
+            self.last_step = step + 1
+            unread.append((step + 1, rate, outcome))
+            is_epoch_end = self.last_step % self.steps_per_epoch == 0
+            if is_epoch_end or self.last_step % read_every == 0:
+                should_stop = self._read(unread)
+                unread = []
+                if is_epoch_end or should_stop:
+                    return should_stop
+                self._keep()
+        return False
+
+    def _batches(self, epoch: int, first_step: int) -> Iterator[tuple[int, Tensor, Tensor | None, Tensor]]:
+        """Yield (global step from 0, images, labels, sample ids) of this rank's part of each batch."""
+        epoch_start = epoch * self.steps_per_epoch
+        start = max(epoch_start, first_step)
+        positions = epoch_batches(
+            seed=self.spec.seed,
+            epoch=epoch,
+            num_images=len(self.dataset.pretrain),
+            batch_size=self.spec.batch_size,
+            rank=self.team.rank,
+            num_workers=self.team.world_size,
+            first_step=start - epoch_start,
+        )
+        device = self.team.device
+        for step, batch in enumerate(BatchReader(self.dataset.pretrain).read(positions), start=start):
+            yield (
+                step,
+                torch.from_numpy(batch.images).to(device, non_blocking=True),
+                None if batch.labels is None else torch.from_numpy(batch.labels).to(device),
+                torch.from_numpy(batch.sample_ids).to(device),
+            )
+
+    def _learning_rate(self, step: int) -> float:
+        return learning_rate(
+            step,
+            peak=self.spec.peak_lr(),
+            warmup_steps=round(self.spec.warmup_epochs() * self.steps_per_epoch),
+            total_steps=self.total_steps,
+        )
+
+    def _read(self, unread: list[tuple[int, float, StepOutcome]]) -> bool:
+        """Look at outcomes: refuse what is not finite, record the rest, return whether to stop."""
+        should_stop = False
+        for step, rate, outcome in unread:
+            values = outcome.metrics()
+            if not math.isfinite(values[metric_names.LOSS]):
+                raise _non_finite(step, outcome.local_loss, self.team)
+            if self.scribe is not None:
+                if not self._has_stepped:
+                    self.scribe.mark("first_step")
+                    self._has_stepped = True
+                self.scribe.metrics(step, {**values, metric_names.LR: rate})
+            should_stop = should_stop or outcome.should_stop
+        return should_stop
+
+    def _end_epoch(self, epoch: int, images_per_second: float) -> bool:
+        """Evaluate where it is due and record; return whether the scheduler stops the trial."""
+        values = {metric_names.EPOCH: float(epoch), metric_names.IMAGES_PER_SECOND: images_per_second}
+        every = self.spec.evaluation.knn_every_epochs
+        if epoch == self.spec.epochs or (every and epoch % every == 0):
+            values |= self.evaluation.online(self.learner)
+        should_stop = False
+        if self.scribe is not None:
+            self.scribe.metrics(self.last_step, values)
+            logger.info("epoch %d of %d: %s", epoch, self.spec.epochs, _in_words(values))
+            if self.on_epoch is not None and epoch < self.spec.epochs:
+                report = EpochReport(epoch=epoch, step=self.last_step, metrics=values)
+                should_stop = self.on_epoch(report)
+        return bool(_agree_on(int(should_stop), self.team)) if self.on_epoch is not None else False
+
+    def _finish(self, *, is_early: bool) -> None:
+        """Measure what was learned, write the bundle and the completion marker."""
+        if is_early:
+            if self.scribe is not None:
+                self.scribe.complete({"state": "stopped_early", "step": self.last_step}, drain_s=DRAIN_S)
+            return
+        if self.scribe is not None:
+            self.scribe.mark("evaluate")
+        self._keep_now()
+        final = self.evaluation.final(self.learner)
+        if self.scribe is None or final is None:
+            return
+        self.scribe.metrics(self.last_step, final.metrics)
+        self.scribe.mark("export")
+        bundle = leave_products(self.scribe, self.spec, self.dataset, self.learner.encoder, final, self.drawer)
+        marker = {"state": "succeeded", "step": self.last_step, "metrics": final.metrics, **bundle}
+        self.scribe.complete(marker, drain_s=DRAIN_S)
+
+    # --- checkpoints and stops --------------------------------------------------------------------
+
+    def _keep(self) -> None:
+        if self.scribe is not None and self.scribe.is_checkpoint_due():
+            self.scribe.checkpoint(capture(self.last_step, self.learner, self.optimizer))
+
+    def _keep_now(self) -> None:
+        if self.scribe is not None:
+            self.scribe.checkpoint_now(capture(self.last_step, self.learner, self.optimizer))
+
+    def _agreed_stop(self) -> StopKind:
+        wish = self.scribe.stop_wish if self.scribe is not None else None
+        return "cancel" if _agree_on(int(wish == "cancel"), self.team) else "pause"
+
+
+def _prepare_learner(
+    spec: PretrainSpec, dataset: Dataset, team: Team, precision: Precision
+) -> SimclrLearner | SupervisedLearner:
+    learner = build_learner(spec, num_classes=dataset.num_classes or None, group=team.group)
+    if spec.memory.activation_checkpointing:
+        checkpoint_blocks(learner.encoder)
+    learner = learner.to(device=team.device, dtype=precision.dtype)
+    if spec.channels_last:
+        learner = learner.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    module: nn.Module = globalize_batch_norm(learner, group=team.group)
+    assert isinstance(module, (SimclrLearner, SupervisedLearner))  # noqa: S101 - replaced inside, not itself
+    return module
+
+
+def _agree_on(value: int, team: Team) -> int:
+    """Return rank 0's value on every rank."""
+    if team.group is None:
+        return value
+    shared = torch.tensor([value], dtype=torch.int64, device=team.device)
+    dist.broadcast(shared, group_src=0, group=team.group)
+    return int(shared.item())
+
+
+def _non_finite(step: int, local_loss: Tensor, team: Team) -> NonFiniteLoss:
+    """Return the error, naming the first rank whose own loss was not finite; called by all ranks."""
+    losses = [local_loss.clone() for _ in range(team.world_size)]
+    if team.group is not None:
+        dist.all_gather(losses, local_loss, group=team.group)
+    values = [float(loss) for loss in losses]
+    rank = next((index for index, value in enumerate(values) if not math.isfinite(value)), 0)
+    return NonFiniteLoss(
+        f"the loss became {values[rank]} at step {step} on rank {rank}; lower optim.base_lr, lengthen "
+        "optim.warmup_epochs, raise loss.temperature, or use precision float32",
+        step=step,
+        rank=rank,
+        value=str(values[rank]),
+    )
+
+
+def _in_words(values: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in sorted(values.items()))

@@ -1,0 +1,155 @@
+"""The views that anchors are compared with, and the tiles in which their similarities are made.
+
+No more than one tile of the 2B x 2N similarity matrix exists at a time. The matrix of a rank's
+own views is symmetric, so only tiles on and above its diagonal are made, and each serves its rows
+and its columns; the tiles against other ranks' views serve their rows.
+
+                own views   | views of the other ranks
+    own views   [d m m]     |  [r r r] [r r r]
+                [  d m]     |  [r r r] [r r r]       d: diagonal   m: mirrored   r: rows only
+                [    d]     |  [r r r] [r r r]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from trainer.collectives import all_gather, rank
+
+__all__ = ["Tile", "Views", "check_projections", "check_temperature", "normalized", "normalized_backward"]
+
+MIN_LENGTH = 1e-12  # a shorter row has no direction
+CPU_TILE = 512  # rows; a float32 tile of 1 MiB stays in cache
+DEVICE_TILE = 4096  # rows; elsewhere launching a kernel costs more than a cache miss
+
+
+def check_projections(z_2BD: Tensor) -> None:
+    """Raise ValueError unless `z_2BD` is a float matrix of B >= 1 first views, then B second views."""
+    if z_2BD.dim() != 2 or not z_2BD.is_floating_point():  # noqa: PLR2004: a matrix has two
+        raise ValueError(f"projections are a matrix [2B, D] of floats, not {z_2BD.dtype} {list(z_2BD.shape)}")
+    if len(z_2BD) == 0 or len(z_2BD) % 2:
+        raise ValueError(f"projections come in pairs of views, so their rows are even and not 0: got {len(z_2BD)}")
+
+
+def check_temperature(temperature: float) -> None:
+    """Raise ValueError unless `temperature` is above 0."""
+    if not temperature > 0:
+        raise ValueError(f"temperature divides the similarity and must be > 0, got {temperature}")
+
+
+def normalized(z_2BD: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the rows in unit length and their lengths `[2B, 1]`, in float32 or wider.
+
+    A row shorter than 1e-12 becomes 0 and has no gradient; a row that is not finite becomes NaN.
+    """
+    z_2BD = z_2BD.to(torch.promote_types(z_2BD.dtype, torch.float32))
+    # by the largest entry first: the squares of wide-ranging input would overflow or vanish
+    largest_2B1 = z_2BD.abs().amax(dim=1, keepdim=True)
+    is_zero = largest_2B1 < MIN_LENGTH
+    unit_2BD = z_2BD / largest_2B1.masked_fill_(is_zero, torch.inf)
+    length_2B1 = torch.linalg.vector_norm(unit_2BD, dim=1, keepdim=True).masked_fill_(is_zero, 1.0)
+    return unit_2BD.div_(length_2B1), length_2B1.mul_(largest_2B1)
+
+
+def normalized_backward(gradient_2BD: Tensor, unit_2BD: Tensor, length_2B1: Tensor) -> Tensor:
+    """Return the gradient of `normalized`'s input; the gradient of its output is overwritten."""
+    radial_2B1 = torch.linalg.vecdot(gradient_2BD, unit_2BD).unsqueeze(1)
+    return gradient_2BD.addcmul_(unit_2BD, radial_2B1, value=-1.0).div_(length_2B1)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A block of similarities: this rank's `rows` against the `columns` of all views."""
+
+    rows: slice
+    columns: slice
+    own: slice | None  # the columns, counted as rows of this rank; None if they are another's
+
+    @property
+    def mirror(self) -> slice | None:
+        """Return the own rows that the transpose of this tile serves; None on the diagonal."""
+        return None if self.own == self.rows else self.own
+
+    def hide(self, block: Tensor, *offsets: int, value: float) -> None:
+        """Set the entries of `block` whose own column is their row + one of `offsets`."""
+        if self.own is None:
+            return
+        height, width = block.shape
+        for offset in offsets:
+            diagonal = self.rows.start + offset - self.own.start
+            if -height < diagonal < width:
+                block.diagonal(diagonal).fill_(value)
+
+
+@dataclass(frozen=True)
+class Views:
+    """The projections of the global batch, without gradient, as one rank sees them.
+
+    Rank after rank, each with its first views and then its second: `[W, 2, B, D]`, flattened.
+    """
+
+    all_2ND: Tensor
+    first: int  # where this rank's rows start
+    num_own: int  # 2B
+
+    @classmethod
+    def gather(cls, z_2BD: Tensor, *, group: ProcessGroup | None) -> Views:
+        """Return the views of all ranks; one all-gather of 2B x D numbers a rank."""
+        all_2ND = all_gather(z_2BD, group=group).flatten(0, 1)
+        return cls(all_2ND, first=rank(group) * len(z_2BD), num_own=len(z_2BD))
+
+    @property
+    def own_2BD(self) -> Tensor:
+        """Return this rank's rows."""
+        return self.all_2ND[self.first : self.first + self.num_own]
+
+    @property
+    def num_images(self) -> int:
+        """Return B, the images of this rank; row k and row k + B are views of the same."""
+        return self.num_own // 2
+
+    def positive_similarity(self) -> Tensor:
+        """Return the similarity of each own row and its positive, `[2B]`."""
+        first_BD, second_BD = self.own_2BD.split(self.num_images)
+        return torch.linalg.vecdot(first_BD, second_BD).repeat(2)
+
+    def add_positives_(self, target_2BD: Tensor, weight_2B1: Tensor | float) -> None:
+        """Add to each own row of `target_2BD` its positive times `weight_2B1`, in place."""
+        target_2BD.add_(self.own_2BD.roll(self.num_images, dims=0).mul_(weight_2B1))
+
+    def tiles(self) -> Iterator[Tile]:
+        """Yield, in fixed order, the tiles that together give each own row all columns."""
+        side = CPU_TILE if self.all_2ND.device.type == "cpu" else DEVICE_TILE
+        own = list(_spans(0, self.num_own, side))
+        others = [*_spans(0, self.first, side), *_spans(self.first + self.num_own, len(self.all_2ND), side)]
+        for index, rows in enumerate(own):
+            for mirror in own[index:]:
+                yield Tile(rows, slice(self.first + mirror.start, self.first + mirror.stop), mirror)
+            for columns in others:
+                yield Tile(rows, columns, None)
+
+    def similarities(self, *, scale: float = 1.0, is_kept: bool = False) -> Iterator[tuple[Tile, Tensor]]:
+        """Yield each tile and its similarities times `scale`; unless kept, the next one overwrites them."""
+        own_2BD = self.own_2BD
+        buffer = own_2BD.new_empty(0)
+        for tile in self.tiles():
+            rows, columns = own_2BD[tile.rows], self.all_2ND[tile.columns]
+            size = len(rows) * len(columns)
+            buffer = own_2BD.new_empty(size) if is_kept or buffer.numel() < size else buffer
+            block = buffer[:size].view(len(rows), len(columns))
+            yield tile, torch.addmm(block, rows, columns.T, beta=0, alpha=scale, out=block)
+
+    def add_weighted_(self, gradient_2BD: Tensor, tile: Tile, weights: Tensor) -> None:
+        """Add to the rows of `gradient_2BD` their views weighted by one tile, both ways if mirrored."""
+        gradient_2BD[tile.rows].addmm_(weights, self.all_2ND[tile.columns])
+        if tile.mirror is not None:
+            gradient_2BD[tile.mirror].addmm_(weights.T, self.own_2BD[tile.rows])
+
+
+def _spans(start: int, stop: int, side: int) -> Iterator[slice]:
+    return (slice(low, min(low + side, stop)) for low in range(start, stop, side))

@@ -1,0 +1,125 @@
+"""The outbox: what a trial has to tell MLflow, kept in storage until MLflow has it.
+
+An append-only log of numbered entries, each created by a conditional write, and one mark of how
+far they were sent. It makes metrics exact across crashes:
+
+- A point is in the log before it is sent, with the time it first got; an entry that is sent again
+  is the same to the bit, and MLflow keeps one of two equal points.
+- A later start reads the log first and drops each point it computes again: the log, not MLflow,
+  says how far each metric got.
+- Two starts cannot append the same number; the loser reads what the winner wrote and goes on
+  behind it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from trainer.fence import Fence
+from trainer.storage import BlobMissing, Storage
+
+__all__ = ["Entry", "Outbox", "Point"]
+
+
+class Point(NamedTuple):
+    """One value of one metric at one global step."""
+
+    key: str
+    step: int
+    value: float
+    timestamp_ms: int
+
+
+class Entry(NamedTuple):
+    """One entry: points to log, or one artifact (a storage key and its path in MLflow)."""
+
+    number: int
+    points: tuple[Point, ...] = ()
+    artifact: Mapping[str, str] | None = None
+
+
+class Outbox:
+    """The log of one trial. Not thread safe: its owner holds a lock."""
+
+    def __init__(self, storage: Storage, prefix: str, fence: Fence) -> None:
+        self._storage = storage
+        self._prefix = prefix
+        self._fence = fence
+        self._next = 1
+        self._last_step: dict[str, int] = {}
+        self._catch_up()
+
+    @property
+    def sent(self) -> int:
+        """Return the number of the last entry that MLflow has."""
+        try:
+            return int(json.loads(self._storage.read(f"{self._prefix}sent.json"))["number"])
+        except BlobMissing:
+            return 0
+
+    @property
+    def last_number(self) -> int:
+        """Return the number of the last entry in the log."""
+        return self._next - 1
+
+    def append_points(self, points: list[Point]) -> None:
+        """Put the points that are not in the log yet behind its end.
+
+        Raises:
+            Superseded: If a later start owns the trial.
+        """
+        while fresh := [point for point in points if point.step > self._last_step.get(point.key, 0)]:
+            if self._append({"points": fresh}):
+                self._remember(fresh)
+                return
+            self._catch_up()
+
+    def append_artifact(self, *, key: str, path: str) -> None:
+        """Put the storage blob `key` in line to become the MLflow artifact `path`."""
+        while not self._append({"artifact": {"key": key, "path": path}}):
+            self._catch_up()
+
+    def unsent(self) -> Iterator[Entry]:
+        """Yield the entries behind the sent mark, in order, as they are in storage."""
+        for number in range(self.sent + 1, self._next):
+            yield self._read(number)
+
+    def series(self, *keys: str) -> dict[str, list[tuple[int, float]]]:
+        """Return (step, value) of each key over the whole log, for pictures."""
+        series: dict[str, list[tuple[int, float]]] = {key: [] for key in keys}
+        for number in range(1, self._next):
+            for point in self._read(number).points:
+                if point.key in series:
+                    series[point.key].append((point.step, point.value))
+        return series
+
+    def mark_sent(self, number: int) -> None:
+        """Record that MLflow has every entry up to `number`."""
+        self._storage.write(f"{self._prefix}sent.json", json.dumps({"number": number}).encode())
+
+    def _append(self, document: dict[str, Any]) -> bool:
+        self._fence.check()
+        is_mine = self._storage.create(self._key(self._next), json.dumps(document).encode())
+        if is_mine:
+            self._next += 1
+        return is_mine
+
+    def _catch_up(self) -> None:
+        entry_keys = self._storage.list(f"{self._prefix}entry-")
+        for number in range(self._next, len(entry_keys) + 1):
+            self._remember(self._read(number).points)
+        self._next = len(entry_keys) + 1
+
+    def _remember(self, points: list[Point] | tuple[Point, ...]) -> None:
+        for point in points:
+            self._last_step[point.key] = max(point.step, self._last_step.get(point.key, 0))
+
+    def _read(self, number: int) -> Entry:
+        document = json.loads(self._storage.read(self._key(number)))
+        points = tuple(Point(*values) for values in document.get("points", ()))
+        return Entry(number=number, points=points, artifact=document.get("artifact"))
+
+    def _key(self, number: int) -> str:
+        return f"{self._prefix}entry-{number:08d}.json"

@@ -1,0 +1,84 @@
+"""Representations h of images, from a frozen encoder, as rows of float32."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+__all__ = ["Images", "evaluating", "extract_features", "pixel_features"]
+
+
+class Images(Protocol):
+    """Images that may be larger than memory: slices are arrays, uint8 (B, H, W, 3)."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: slice, /) -> NDArray[np.uint8]: ...
+
+
+def extract_features(
+    encoder: nn.Module,
+    images_MHWC: Images,
+    *,
+    batch_size: int = 512,
+    device: torch.device | str = "cpu",
+    autocast_dtype: torch.dtype | None = None,
+    channels_last: bool = True,
+    start: int = 0,
+    stop: int | None = None,
+) -> NDArray[np.float32]:
+    """Return what `encoder` makes of images[start:stop], (stop - start, R) float32, in evaluation mode.
+
+    Args:
+        encoder: From (B, 3, H, W) in 0..1, in its own parameters' type, to (B, R). Each of its
+            modules is back in the mode it was in when this returns.
+        images_MHWC: uint8 RGB, (M, H, W, 3).
+        batch_size: Images at a time.
+        device: Where the encoder is.
+        autocast_dtype: Compute in this type by autocast; None: as the parameters are.
+        channels_last: Memory layout, the same as in training.
+        start: First image; ranks that share the work take a slice each.
+        stop: One behind the last image; None: all.
+    """
+    stop = len(images_MHWC) if stop is None else stop
+    device = torch.device(device)
+    dtype = next((parameter.dtype for parameter in encoder.parameters()), torch.float32)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    features: list[NDArray[np.float32]] = []
+    with (
+        evaluating(encoder),
+        torch.inference_mode(),
+        torch.autocast(device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None),
+    ):
+        for first in range(start, stop, batch_size):
+            images_BHWC = torch.from_numpy(np.ascontiguousarray(images_MHWC[first : min(first + batch_size, stop)]))
+            x_BCHW = images_BHWC.to(device).permute(0, 3, 1, 2).to(dtype=dtype, memory_format=layout) / 255
+            h_BR: Tensor = encoder(x_BCHW)
+            features.append(h_BR.to(device="cpu", dtype=torch.float32).numpy())
+    if not features:
+        raise ValueError(f"images[{start}:{stop}] is empty")
+    return np.concatenate(features)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Put a module in evaluation mode, and each part of it back in its own afterwards."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, was_training in modes:
+            part.training = was_training
+
+
+def pixel_features(images_MHWC: Images) -> NDArray[np.float32]:
+    """Return raw pixels in 0..1 as features, (M, H W C): the baseline that every encoder has to beat."""
+    images = images_MHWC[:]
+    return images.reshape(len(images), -1).astype(np.float32) / np.float32(255)

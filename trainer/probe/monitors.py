@@ -1,0 +1,42 @@
+"""Collapse monitors: has h lost its dimensions, and do views of z agree and spread?"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize, pdist
+
+__all__ = ["alignment", "effective_rank", "mean_std", "uniformity"]
+
+
+def mean_std(h_MR: Tensor) -> float:
+    """Return the standard deviation of l2-normalised h over images, averaged over its R dimensions.
+
+    0 when all images have one h; 1 / sqrt(R) when they spread evenly (Chen and He 2021, section 4.1).
+    """
+    return float(normalize(h_MR.double(), dim=1).std(dim=0, correction=0).mean())
+
+
+def effective_rank(h_MR: Tensor) -> float:
+    """Return exp of the entropy of h's normalised singular values, 1..min(M, R) (Roy and Vetterli 2007)."""
+    values = torch.linalg.svdvals(h_MR.double())
+    shares = values / values.sum().clamp_min(torch.finfo(values.dtype).tiny)
+    return float(torch.special.entr(shares).sum().exp())
+
+
+def alignment(z_2BD: Tensor) -> float:
+    """Return the mean squared distance of positive pairs of l2-normalised z, 0..4; lower is closer.
+
+    Rows k and k + B are the two views of image k (Wang and Isola 2020, section 4.2, alpha = 2).
+    """
+    first_BD, second_BD = normalize(z_2BD.double(), dim=1).chunk(2)
+    return float((first_BD - second_BD).square().sum(dim=1).mean())
+
+
+def uniformity(z_2BD: Tensor) -> float:
+    """Return log of the mean exp(-2 d^2) over pairs within a view, averaged over both; <= 0, lower spreads more.
+
+    Needs two images at least (Wang and Isola 2020, section 4.2, t = 2). O(B^2) memory.
+    """
+    views = normalize(z_2BD.double(), dim=1).chunk(2)
+    return float(torch.stack([pdist(view).square().mul(-2).exp().mean().log() for view in views]).mean())

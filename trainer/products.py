@@ -1,0 +1,118 @@
+"""What a run leaves behind: the encoder bundle, and pictures that a person can look at."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import zipfile
+from collections.abc import Iterator
+from importlib.metadata import version
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from trainer import metric_names
+from trainer.data.dataset import Dataset
+from trainer.encoder import Encoder
+from trainer.evaluation import FinalEvaluation
+from trainer.export import write_bundle
+from trainer.pictures import confusion_png, curve_png, embedding_png, neighbours_png
+from trainer.scribe import Scribe
+from trainer.spec import PretrainSpec
+from trainer.views import ViewDrawer, preview_grid
+
+__all__ = ["leave_products"]
+
+BUNDLE_KEY: Final = "encoder.zip"
+NUM_PREVIEWED: Final = 8
+NUM_QUERIES: Final = 8
+
+
+def leave_products(
+    scribe: Scribe,
+    spec: PretrainSpec,
+    dataset: Dataset,
+    encoder: Encoder,
+    final: FinalEvaluation,
+    drawer: ViewDrawer,
+) -> dict[str, str | int]:
+    """Write the bundle and the pictures, and return what the completion marker says of the bundle."""
+    bundle = write_bundle(
+        encoder,
+        spec=spec,
+        width_of_h=encoder.width_of_h,
+        metrics=final.metrics,
+        dataset_digest=dataset.digest,
+        code_version=version("simclr-service"),
+        class_names=dataset.class_names,
+        extra={"verdict": final.verdict},
+    )
+    key = scribe.context.key(BUNDLE_KEY)
+    scribe.storage.write(key, bundle)
+    with zipfile.ZipFile(io.BytesIO(bundle)) as archive:
+        for name in archive.namelist():
+            scribe.artifact(f"encoder/{name}", archive.read(name))
+    for name, picture in _pictures(scribe, dataset, final, drawer):
+        scribe.artifact(f"pictures/{name}.png", picture)
+    return {
+        "bundle": key,
+        "bundle_sha256": hashlib.sha256(bundle).hexdigest(),
+        "bundle_bytes": len(bundle),
+        "encoder_digest": final.encoder_digest,
+        "verdict": final.verdict,
+    }
+
+
+def _pictures(
+    scribe: Scribe, dataset: Dataset, final: FinalEvaluation, drawer: ViewDrawer
+) -> Iterator[tuple[str, bytes]]:
+    series = scribe.series(metric_names.LOSS, metric_names.KNN_ACCURACY)
+    yield "loss", curve_png({"loss": series[metric_names.LOSS]}, title="Loss", y_label="loss")
+    if series[metric_names.KNN_ACCURACY]:
+        baselines = {
+            "raw pixels": final.metrics[metric_names.RAW_PIXEL_KNN_ACCURACY],
+            "untrained encoder": final.metrics[metric_names.RANDOM_ENCODER_KNN_ACCURACY],
+        }
+        yield (
+            "knn_accuracy",
+            curve_png(
+                {"h": series[metric_names.KNN_ACCURACY]}, title="kNN accuracy of h", y_label="0..1", baselines=baselines
+            ),
+        )
+    yield "views", _preview(dataset, drawer)
+    labels = dataset.validation.labels
+    yield "embedding", embedding_png(final.validation_h, labels, dataset.class_names)
+    yield "neighbours", _neighbours(dataset, final)
+    if final.predictions is not None and labels is not None and dataset.class_names is not None:
+        yield "confusion", confusion_png(labels, final.predictions, dataset.class_names)
+
+
+def _preview(dataset: Dataset, drawer: ViewDrawer) -> bytes:
+    positions = np.arange(min(NUM_PREVIEWED, len(dataset.pretrain)))
+    grid = preview_grid(
+        torch.from_numpy(dataset.pretrain.take(positions)),
+        drawer,
+        sample_ids_B=torch.from_numpy(dataset.pretrain.sample_ids[positions]),
+        epoch=0,
+    )
+    return _png(grid)
+
+
+def _png(image_HWC: NDArray[np.uint8]) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image_HWC).save(buffer, format="png")
+    return buffer.getvalue()
+
+
+def _neighbours(dataset: Dataset, final: FinalEvaluation) -> bytes:
+    positions = np.linspace(0, len(dataset.validation) - 1, min(NUM_QUERIES, len(dataset.validation))).astype(np.int64)
+    return neighbours_png(
+        dataset.validation.take(positions),
+        final.validation_h[positions],
+        bank_images_MHWC=dataset.pretrain,
+        bank_features_MR=final.pretrain_h,
+    )
+

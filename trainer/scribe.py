@@ -1,0 +1,175 @@
+"""The scribe: all that rank 0 does for a run beside training, off the step's thread.
+
+It holds the fence, keeps metrics and checkpoints, listens for a wish to stop, and notes when each
+stage began. The other ranks have none.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from trainer.checkpoint import Checkpoint, CheckpointStore
+from trainer.context import TrialContext, experiment_key
+from trainer.errors import StorageUnavailable, Superseded
+from trainer.fence import Fence, take_fence
+from trainer.outbox import Outbox
+from trainer.storage import BlobMissing, Storage, open_storage
+from trainer.tracking import RunDescription, TrialRecorder
+
+__all__ = ["Scribe", "StopKind"]
+
+logger = logging.getLogger(__name__)
+
+StopKind = Literal["pause", "cancel", "early"]
+
+CHECKPOINT_EVERY_S = 15.0  # what a crash costs at most, besides the restart
+MAX_FAILED_CHECKPOINTS = 5
+STOP_POLL_EVERY_S = 0.5
+
+
+class Scribe:
+    """Rank 0's books of one start of a trial."""
+
+    def __init__(self, context: TrialContext) -> None:
+        self.context = context
+        self.storage: Storage = open_storage(context.storage)
+        self.fence: Fence = take_fence(self.storage, context)
+        self.checkpoints = CheckpointStore(self.storage, context, self.fence)
+        self.recorder: TrialRecorder | None = None
+        self.stop_wish: StopKind | None = None
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+        self._failed_checkpoints = 0
+        self._last_checkpoint_s = time.monotonic()
+        self._marks: list[dict[str, str]] = []
+        self._is_closed = threading.Event()
+        threading.Thread(target=self._poll_stop, name="stop-poll", daemon=True).start()
+
+    def begin(self, description: RunDescription) -> None:
+        """Start recording; what an earlier start left unsent goes first."""
+        outbox = Outbox(self.storage, self.context.key("metrics/"), self.fence)
+        self.recorder = TrialRecorder(
+            storage=self.storage, context=self.context, outbox=outbox, description=description
+        )
+        self.recorder.start()
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Record values under a global step."""
+        self._recorder.metrics(step, values)
+
+    def artifact(self, path: str, data: bytes) -> None:
+        """Keep an artifact of the trial."""
+        self._recorder.artifact(path, data)
+
+    def series(self, *keys: str) -> dict[str, list[tuple[int, float]]]:
+        """Return (step, value) of each metric since the trial's first start."""
+        return self._recorder.series(*keys)
+
+    def mark(self, stage: str) -> None:
+        """Note that a stage begins now, for `/experiments/{id}/timeline`."""
+        self._marks.append({"stage": stage, "at": datetime.now(UTC).isoformat()})
+        key = experiment_key(self.context.experiment_id, f"attempts/{self.context.attempt}/timeline.json")
+        document = {"trial": self.context.trial_id, "marks": self._marks}
+        self._executor.submit(self._write_quietly, key, document)
+
+    # --- checkpoints ------------------------------------------------------------------------------
+
+    def is_checkpoint_due(self) -> bool:
+        """Return whether enough time has passed and the one before is written."""
+        is_idle = self._pending is None or self._pending.done()
+        return is_idle and time.monotonic() - self._last_checkpoint_s >= CHECKPOINT_EVERY_S
+
+    def checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Write a checkpoint behind the metrics up to it; returns at once."""
+        self._settle_pending()
+        self._last_checkpoint_s = time.monotonic()
+        self._pending = self._executor.submit(self._save, checkpoint)
+
+    def checkpoint_now(self, checkpoint: Checkpoint) -> None:
+        """Write a checkpoint and return when it is there.
+
+        Raises:
+            StorageUnavailable: If storage refuses it.
+        """
+        self._settle_pending()
+        try:
+            self._save(checkpoint)
+        except OSError as error:
+            message = f"the checkpoint of step {checkpoint.step} could not be written: {error}"
+            raise StorageUnavailable(message) from error
+
+    def _save(self, checkpoint: Checkpoint) -> None:
+        self._recorder.persist()
+        self.checkpoints.save(checkpoint)
+
+    def _settle_pending(self) -> None:
+        """Look at how the last background write ended; a few failures in a row are borne."""
+        if self._pending is None:
+            return
+        try:
+            self._pending.result()
+            self._failed_checkpoints = 0
+        except Superseded:
+            raise
+        except OSError as error:
+            self._failed_checkpoints += 1
+            logger.warning("a checkpoint was lost (%d in a row): %s", self._failed_checkpoints, error)
+            if self._failed_checkpoints >= MAX_FAILED_CHECKPOINTS:
+                raise StorageUnavailable(
+                    f"storage refused {MAX_FAILED_CHECKPOINTS} checkpoints in a row, the last: {error}"
+                ) from error
+        finally:
+            self._pending = None
+
+    # --- ends -------------------------------------------------------------------------------------
+
+    def complete(self, marker: Mapping[str, Any], *, drain_s: float) -> None:
+        """Write the trial's completion marker, the last thing of all, and put the pen down."""
+        self._settle_pending()
+        is_sent = self._recorder.close(drain_s=drain_s)
+        if not is_sent:
+            logger.warning("MLflow did not take everything in %.0f s; the rest waits in storage", drain_s)
+        self.fence.check()
+        document = {
+            **marker,
+            "attempt": self.context.attempt,
+            "mlflow_run_id": self._recorder.mlflow_run_id,
+            "is_recorded": is_sent,
+        }
+        self.storage.write(self.context.key("complete.json"), json.dumps(document).encode())
+        self.close()
+
+    def close(self) -> None:
+        """Let go of threads."""
+        self._is_closed.set()
+        self._executor.shutdown(wait=True)
+
+    @property
+    def _recorder(self) -> TrialRecorder:
+        if self.recorder is None:
+            raise RuntimeError("the scribe has not begun")
+        return self.recorder
+
+    def _poll_stop(self) -> None:
+        key = experiment_key(self.context.experiment_id, "stop.json")
+        while not self._is_closed.wait(STOP_POLL_EVERY_S):
+            try:
+                wish = json.loads(self.storage.read(key))
+            except (BlobMissing, OSError, ValueError):
+                continue  # none was written, or storage is away: asked again in half a second
+            if wish.get("attempt") == self.context.attempt:
+                self.stop_wish = wish["kind"]
+                return
+
+    def _write_quietly(self, key: str, document: Mapping[str, Any]) -> None:
+        try:
+            self.storage.write(key, json.dumps(document).encode())
+        except OSError as error:  # a note, not worth a run
+            logger.warning("%s was not written: %s", key, error)
