@@ -23,8 +23,11 @@ from service.settings import Settings
 __all__ = [
     "COOKIE",
     "PERMISSION",
+    "PUBLIC",
     "Caller",
+    "LoginRequired",
     "authenticate",
+    "authenticate_secret",
     "ensure_guarded",
     "hash_secret",
     "needs",
@@ -55,6 +58,10 @@ class Caller:
     def may(self, role: Role) -> bool:
         """Return whether this caller has at least `role`."""
         return _RANKS[self.role] >= _RANKS[role]
+
+
+class LoginRequired(Exception):
+    """A browser asks for a page without a good token: it is shown the form."""
 
 
 LOCAL_ADMIN: Final = Caller(owner="local", role=Role.ADMIN)
@@ -93,6 +100,11 @@ async def authenticate(request: Request, *, store: Store, settings: Settings) ->
         if settings.is_loopback and settings.bootstrap_token is None and not await store.list_tokens():
             return LOCAL_ADMIN
         raise _unauthorized("send a token: Authorization: Bearer simclr_...")
+    return await authenticate_secret(secret, store=store)
+
+
+async def authenticate_secret(secret: str, *, store: Store) -> Caller:
+    """Return whose secret this is. Raises as `authenticate` does."""
     token = await store.find_token(hash_secret(secret))
     if token is None or token.revoked_at is not None or _is_expired(token):
         raise _unauthorized("the token is wrong, revoked or expired")

@@ -74,4 +74,6 @@ async def create_experiment(
         wall_time_s=submission.wall_time_s,
         parent=parent,
     )
-    return await services.store.create(new, idempotency)
+    record, is_replay = await services.store.create(new, idempotency)
+    services.wake_dispatcher()
+    return record, is_replay

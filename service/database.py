@@ -126,10 +126,14 @@ def _begin_explicitly(engine: Engine, *, begin: str, pragmas: tuple[str, ...]) -
     @event.listens_for(engine, "connect")
     def _connect(connection: Any, _record: object) -> None:
         connection.isolation_level = None
-        cursor = connection.cursor()
-        for pragma in pragmas:
-            cursor.execute(f"PRAGMA {pragma}")
-        cursor.close()
+        try:
+            cursor = connection.cursor()
+            for pragma in pragmas:
+                cursor.execute(f"PRAGMA {pragma}")
+            cursor.close()
+        except BaseException:
+            connection.close()  # nobody else will, and it holds a thread
+            raise
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Any) -> None:

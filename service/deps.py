@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -13,11 +14,12 @@ import structlog
 from fastapi import APIRouter, Depends, Header, Path, Request
 from prometheus_client import CollectorRegistry
 
-from service.auth import PUBLIC, Caller, authenticate, permission_of
+from service.auth import PUBLIC, Caller, LoginRequired, authenticate, permission_of
 from service.edge import MAX_BODY_BYTES, body_too_large
 from service.errors import BlobsUnavailable, ExperimentNotFound
 from service.event_feed import EventFeed
 from service.observability import StateMetrics
+from service.pages import wants_page
 from service.ports import Cluster, ExperimentRecord, Idempotency, Role, Store, Tracking
 from service.problems import Problem, responses
 from service.rate_limit import RateLimit
@@ -33,8 +35,8 @@ __all__ = [
     "Services",
     "ServicesDep",
     "api_router",
-    "guard",
     "find_owned",
+    "guard",
     "idempotency_of",
     "read_body",
 ]
@@ -55,6 +57,7 @@ class Services:
     feed: EventFeed
     rate_limit: RateLimit
     paging_key: bytes
+    wake_dispatcher: Callable[[], None]
     registry: CollectorRegistry
     state_metrics: StateMetrics
 
@@ -92,13 +95,19 @@ async def guard(request: Request, services: ServicesDep) -> Caller | None:
 
     Raises:
         Problem: 401, 403 (also for a route that declares no permission) or 429.
+        LoginRequired: For a 401 that a browser can answer.
     """
     permission = permission_of(request.scope["route"])
     if permission is None:
         raise Problem(403, "permission_undeclared", "this route declares no permission, so nobody may use it")
     if permission == PUBLIC:
         return None
-    caller = await authenticate(request, store=services.store, settings=services.settings)
+    try:
+        caller = await authenticate(request, store=services.store, settings=services.settings)
+    except Problem as problem:
+        if wants_page(request):
+            raise LoginRequired from problem
+        raise
     address = request.client.host if request.client else "unknown"
     services.rate_limit.spend(caller.token_id or address)
     if not caller.may(Role(permission)):
@@ -157,7 +166,8 @@ _KEY = re.compile(r"[\x20-\x7e]{1,255}")
 
 def _idempotency_key(
     idempotency_key: Annotated[
-        str | None, Header(description="1-255 printable ASCII characters; a repeat returns the first answer's experiment")
+        str | None,
+        Header(description="1-255 printable ASCII characters; a repeat returns the first answer's experiment"),
     ] = None,
 ) -> str | None:
     if idempotency_key is not None and not _KEY.fullmatch(idempotency_key):
@@ -199,4 +209,3 @@ async def find_owned(experiment_id: str, *, services: Services, caller: Caller) 
 
 
 OwnedExperiment = Annotated[ExperimentRecord, Depends(_owned)]
-

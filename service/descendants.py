@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from service.dotted_paths import pointer_of, with_override
 from service.experiment import ACTIVE
 from service.ports import ExperimentRecord
 from service.problems import Problem
 from service.schemas import CloneRequest, ContinueRequest, FieldProblem
-from service.submission import pointer_of, refuse, with_override
+from service.submission import refuse
 from trainer.context import PRETRAIN_TRIAL_ID
 
 __all__ = ["body_of_clone", "body_of_continuation", "moved_to_overrides", "parent_of_clone", "parent_of_continuation"]
@@ -53,7 +54,10 @@ def body_of_continuation(parent: ExperimentRecord, request: ContinueRequest) -> 
     if value <= done:
         detail = f"{field} = {value}: the experiment has {done} already; {field} counts from its start"
         refuse([FieldProblem(pointer=f"/{field}", code="nothing_to_continue", detail=detail, allowed=f"> {done}")])
-    return _body(parent, with_override(parent.request, path, value), name=None)
+    spec = with_override(parent.request, path, value)
+    if parent.spec.get("search") in ("random", "optuna"):  # what these draw, their samples say; a grid is what it is
+        spec["num_samples"] = value // len(parent.spec["seeds"])
+    return _body(parent, spec, name=None)
 
 
 def parent_of_clone(parent: ExperimentRecord) -> dict[str, Any]:

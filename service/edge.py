@@ -129,7 +129,7 @@ def body_too_large() -> Problem:
     return Problem(413, "body_too_large", f"a body may have {MAX_BODY_BYTES} bytes", limit_bytes=MAX_BODY_BYTES)
 
 
-class SlowClient(Exception):  # noqa: N818 - a verdict on the peer, not an error of ours
+class SlowClient(Exception):
     """The client took nothing for SLOW_CLIENT_TIMEOUT_S; its connection is closed."""
 
 
@@ -175,5 +175,3 @@ def _is_address(name: str) -> bool:
     except ValueError:
         return False
     return True
-
-

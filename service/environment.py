@@ -7,7 +7,6 @@ Everything here may read files: call it off the event loop.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from math import floor
 from typing import TYPE_CHECKING
 
@@ -31,39 +30,37 @@ class Environment:
     settings: Settings
     capacity: Capacity | None  # None: the cluster does not answer
 
-    @cached_property
-    def datasets(self) -> dict[str, DatasetInfo]:
-        """Return every data set by id, those that cannot be used with their `problem`."""
-        from trainer.data.catalogue import list_datasets  # numpy comes with it
+    def dataset(self, name: str) -> DatasetInfo:
+        """Return the entry of one data set. Raises DataError; for an unknown id its context lists the `allowed`."""
+        from trainer.data.catalogue import describe  # numpy comes with it
 
-        return {info.name: info for info in list_datasets(self.settings.datasets)}
-
-    @property
-    def usable_datasets(self) -> list[str]:
-        """Return the ids that a spec may name."""
-        return [name for name, info in self.datasets.items() if info.problem is None]
+        return describe(name, self.settings.datasets)
 
     def num_images(self, spec: PretrainSpec) -> int:
-        """Return how many images an epoch of a known data set draws from: training less validation.
+        """Return how many images an epoch draws from: training less validation.
 
         Exact where the data set is small; of a larger one the expected number, right to within
         the rounding of its classes.
 
         Raises:
-            DataError: If the images cannot be read.
+            DataError: If the data set is unknown or its images cannot be read.
         """
-        num_train = self.datasets[spec.data.dataset].num_train
+        num_train = self.dataset(spec.data.dataset).num_train
+        expected = num_train - round(num_train * spec.data.validation_ratio)
         if num_train > MAX_COUNTED_IMAGES:
-            return num_train - round(num_train * spec.data.validation_ratio)
+            return expected
         from trainer.data.prepare import prepare
 
-        dataset = prepare(
-            spec.data.dataset,
-            image_size=spec.data.image_size,
-            cache_dir=self.settings.cache_dir,
-            datasets_dir=self.settings.datasets,
-            validation_ratio=spec.data.validation_ratio,
-        )
+        try:
+            dataset = prepare(
+                spec.data.dataset,
+                image_size=spec.data.image_size,
+                cache_dir=self.settings.cache_dir,
+                datasets_dir=self.settings.datasets,
+                validation_ratio=spec.data.validation_ratio,
+            )
+        except OSError:
+            return expected  # the cache has no room here; where it trains it may
         return len(dataset.pretrain)
 
 
@@ -74,34 +71,38 @@ def environment_problems(spec: PretrainSpec, environment: Environment) -> list[S
 
 def _data_problems(spec: PretrainSpec, environment: Environment) -> list[SpecProblem]:
     name = spec.data.dataset
-    known = environment.usable_datasets
-    info = environment.datasets.get(name)
-    if info is None:
-        detail = f"there is no data set {name!r}; choose one of {', '.join(known)}"
-        return [SpecProblem(pointer="/data/dataset", code="dataset_unknown", detail=detail, allowed=known)]
     try:
-        reason = info.problem
-        num_images = environment.num_images(spec) if reason is None else 0
+        info, num_images = environment.dataset(name), environment.num_images(spec)
     except DataError as error:
-        reason = error.message
-    if reason is not None:
-        detail = f"data set {name!r} cannot be used: {reason}"
-        return [SpecProblem(pointer="/data/dataset", code="dataset_unusable", detail=detail, allowed=known)]
-    if spec.batch_size <= num_images:
-        return []
-    detail = (
-        f"batch_size {spec.batch_size} is more than the {num_images} images of {name} "
-        "that the validation split leaves to train on; an epoch would have no step"
-    )
-    return [
-        SpecProblem(
-            pointer="/batch_size",
-            code="batch_exceeds_dataset",
-            detail=detail,
-            allowed=f"<= {num_images}",
-            involves=("/data/dataset", "/data/validation_ratio"),
+        known = error.context.get("allowed")
+        code = "dataset_unusable" if known is None else "dataset_unknown"
+        detail = f"data set {name!r} cannot be used: {error.message}" if known is None else error.message
+        return [SpecProblem(pointer="/data/dataset", code=code, detail=detail, allowed=known)]
+    problems: list[SpecProblem] = []
+    if spec.method == "supervised" and not info.has_labels:
+        problems.append(
+            SpecProblem(
+                pointer="/method",
+                code="labels_missing",
+                detail=f"method supervised needs labels and data set {name} has none; use simclr, or another data set",
+                allowed=["simclr"],
+                involves=("/data/dataset",),
+            )
         )
-    ]
+    if spec.batch_size > num_images:
+        problems.append(
+            SpecProblem(
+                pointer="/batch_size",
+                code="batch_exceeds_dataset",
+                detail=(
+                    f"batch_size {spec.batch_size} is more than the {num_images} images of {name} "
+                    "that the validation split leaves to train on; an epoch would have no step"
+                ),
+                allowed=f"<= {num_images}",
+                involves=("/data/dataset", "/data/validation_ratio"),
+            )
+        )
+    return problems
 
 
 def _worker_problems(spec: PretrainSpec, environment: Environment) -> list[SpecProblem]:

@@ -37,16 +37,23 @@ class _Watched:
 class EventFeed:
     """Wakes the streams of an experiment when the database has new events of it."""
 
-    def __init__(self, store: Store, *, poll_interval_s: float = POLL_INTERVAL_S, max_streams: int = MAX_STREAMS) -> None:
+    def __init__(
+        self, store: Store, *, poll_interval_s: float = POLL_INTERVAL_S, max_streams: int = MAX_STREAMS
+    ) -> None:
         self._store = store
         self._poll_interval_s = poll_interval_s
         self._max_streams = max_streams
         self._watched: dict[str, _Watched] = {}
         self._is_wanted = asyncio.Event()
 
+    @property
+    def num_streams(self) -> int:
+        """Return how many streams are open."""
+        return sum(len(watched.streams) for watched in self._watched.values())
+
     def ensure_room(self) -> None:
         """Raise Problem 429 where as many streams are open as may be."""
-        if sum(len(watched.streams) for watched in self._watched.values()) >= self._max_streams:
+        if self.num_streams >= self._max_streams:
             raise Problem(429, "too_many_streams", f"{self._max_streams} event streams are open; come back later")
 
     @asynccontextmanager

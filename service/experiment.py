@@ -71,9 +71,7 @@ TRANSITIONS: Final[Mapping[State, frozenset[State]]] = MappingProxyType(
     {
         State.QUEUED: frozenset({State.STARTING, State.PAUSED, State.CANCELLED, State.FAILED}),
         State.STARTING: frozenset({State.RUNNING, State.QUEUED, State.CANCELLING, State.FAILED}),
-        State.RUNNING: frozenset(
-            {State.PAUSING, State.CANCELLING, State.RECOVERING, State.SUCCEEDED, State.FAILED}
-        ),
+        State.RUNNING: frozenset({State.PAUSING, State.CANCELLING, State.RECOVERING, State.SUCCEEDED, State.FAILED}),
         State.RECOVERING: frozenset({State.RUNNING, State.CANCELLING, State.FAILED}),
         State.PAUSING: frozenset({State.PAUSED, State.CANCELLING, State.SUCCEEDED, State.FAILED}),
         State.PAUSED: frozenset({State.QUEUED, State.CANCELLED}),

@@ -63,9 +63,7 @@ async def _view(record: ExperimentRecord, services: Services, *, is_detailed: bo
     )
 
 
-_STORED = tuple(
-    name for name in ExperimentView.model_fields if name not in ("conditions", "progress", "best", "links")
-)
+_STORED = tuple(name for name in ExperimentView.model_fields if name not in ("conditions", "progress", "best", "links"))
 
 
 def _unavailable(error: TrackingUnavailable | BlobsUnavailable) -> dict[str, Any]:

@@ -37,11 +37,16 @@ async def obey(verb: Verb, record: ExperimentRecord, services: Services) -> Expe
         if target is record.state:
             return record
         try:
-            return await services.store.transition(record.id, source=record.state, target=target)
+            moved = await services.store.transition(record.id, source=record.state, target=target)
         except StaleState:
             record = await services.store.get(record.id)  # someone else moved it first: judge again
+        else:
+            services.wake_dispatcher()
+            return moved
     allowed = [str(other) for other in allowed_verbs(record.state)]
-    detail = f"{verb} is not possible while the experiment is {record.state}; allowed now: {', '.join(allowed) or 'none'}"
+    detail = (
+        f"{verb} is not possible while the experiment is {record.state}; allowed now: {', '.join(allowed) or 'none'}"
+    )
     raise Problem(409, "illegal_transition", detail, state=record.state.value, allowed=allowed)
 
 

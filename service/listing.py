@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import Depends, Query
 
@@ -20,10 +21,21 @@ from service.schemas import FieldProblem
 from service.settings import Settings
 from service.submission import refuse
 
-__all__ = ["DEFAULT_PAGE_SIZE", "ExperimentFilter", "PageSize", "PageToken", "page_of_experiments", "paging_key"]
+__all__ = [
+    "DEFAULT_PAGE_SIZE",
+    "ExperimentFilter",
+    "PageSize",
+    "PageToken",
+    "page_of_experiments",
+    "page_of_sequence",
+    "page_of_states",
+    "paging_key",
+]
 
 DEFAULT_PAGE_SIZE = 50
 KEY_BYTES = 32
+
+Item = TypeVar("Item")
 
 PageSize = Annotated[int, Query(ge=1, le=1000)]
 PageToken = Annotated[str, Query(max_length=2048, description="`next_page_token` of the page before")]
@@ -35,6 +47,7 @@ class _Filter:
 
     def __init__(
         self,
+        *,
         state: Annotated[list[State] | None, Query(description="any of these")] = None,
         kind: Annotated[Literal["pretrain", "sweep"] | None, Query()] = None,
         label: Annotated[list[str] | None, Query(description="`key:value`; all must match")] = None,
@@ -77,17 +90,44 @@ async def page_of_experiments(
         Problem: 400 for a token that is not of this list.
         StoreUnavailable: If the database does not answer.
     """
-    query = replace(filters.query, owner=caller.sees)
+    return await _page(replace(filters.query, owner=caller.sees), services, page_token=filters.page_token)
+
+
+async def page_of_states(
+    states: Sequence[State], services: Services, *, caller: Caller, page_size: int, page_token: str
+) -> tuple[list[ExperimentRecord], str]:
+    """Return a page of the caller's experiments in these states, newest first. Raises as `page_of_experiments`."""
+    query = ListQuery(states=states, owner=caller.sees, page_size=page_size)
+    return await _page(query, services, page_token=page_token)
+
+
+async def _page(query: ListQuery, services: Services, *, page_token: str) -> tuple[list[ExperimentRecord], str]:
     digest = paging.query_digest(query)
-    if filters.page_token:
-        query = replace(query, after=position(filters.page_token, digest=digest, key=services.paging_key))
+    if page_token:
+        query = replace(query, after=position(page_token, digest=digest, key=services.paging_key))
     page = await services.store.list(query)
     if page.next_after is None:
         return list(page.items), ""
     return list(page.items), paging.encode(page.next_after, query_digest=digest, key=services.paging_key)
 
 
-def position(token: str, *, digest: str, key: bytes) -> tuple[object, str]:
+def page_of_sequence(
+    items: Sequence[Item], *, name: str, page_size: int, page_token: str, key: bytes
+) -> tuple[list[Item], str]:
+    """Return a page of a list that is whole in memory, and the token of the next; `name` tells lists apart.
+
+    Raises:
+        Problem: 400 for a token that is not of this list.
+    """
+    start = 0
+    if page_token:
+        start = int(position(page_token, digest=name, key=key)[0])
+    end = start + page_size
+    token = paging.encode((end, ""), query_digest=name, key=key) if end < len(items) else ""
+    return list(items[start:end]), token
+
+
+def position(token: str, *, digest: str, key: bytes) -> tuple[Any, str]:
     """Return the position that a token names. Raises Problem 400."""
     try:
         return paging.decode(token, query_digest=digest, key=key)

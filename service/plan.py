@@ -47,7 +47,7 @@ def plan_of_sweep(sweep: SweepSpec, base: PretrainSpec, *, num_images: int, spac
         negatives_per_anchor=2 * (base.batch_size - 1) if is_fixed else None,
         memory_bytes=step_memory_bytes(base),
         time_s=None,
-        warnings=[],
+        warnings=list(plan.warnings),
     )
 
 
@@ -61,7 +61,11 @@ def budget_problems(plan: PlanView, max_images: int | None) -> list[SpecProblem]
     )
     return [
         SpecProblem(
-            pointer="/limits/max_images", code="over_budget", detail=detail, allowed=f">= {plan.images}", involves=("/epochs", "/batch_size", "/data")
+            pointer="/limits/max_images",
+            code="over_budget",
+            detail=detail,
+            allowed=f">= {plan.images}",
+            involves=("/epochs", "/batch_size", "/data"),
         )
     ]
 
@@ -72,5 +76,7 @@ def _warnings(spec: PretrainSpec, *, num_images: int) -> list[str]:
     if dropped > WASTEFUL_DROP * num_images:
         found.append(f"{dropped} of {num_images} images are left out of each epoch, as they fill no whole batch")
     if spec.method == "simclr" and spec.batch_size < SMALL_BATCH:
-        found.append(f"each anchor has only {2 * (spec.batch_size - 1)} negatives; expect a weaker encoder (paper, Fig. 9)")
+        found.append(
+            f"each anchor has only {2 * (spec.batch_size - 1)} negatives; expect a weaker encoder (paper, Fig. 9)"
+        )
     return found

@@ -166,7 +166,11 @@ class Store(Protocol):
         """Return one. Raises ExperimentNotFound."""
 
     async def list(self, query: ListQuery) -> Page:
-        """Return a keyset page; its cost does not grow with the number stored."""
+        """Return a keyset page.
+
+        Its cost does not grow with the number stored: in every order where nothing or the owner
+        filters, in order of creation under any filter.
+        """
 
     async def count_by_state(self) -> Mapping[State, int]:
         """Return how many experiments are in each state."""

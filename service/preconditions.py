@@ -27,7 +27,7 @@ def expected_version(if_match: str | None, *, current: int) -> int | None:
     if if_match.strip() == "*":
         return None
     if not _TAGS.fullmatch(if_match):
-        raise Problem(400, "if_match_malformed", 'If-Match: one or more ETags in double quotes, or *')
+        raise Problem(400, "if_match_malformed", "If-Match: one or more ETags in double quotes, or *")
     # A weak tag never matches here: If-Match compares strongly.
     strong = {value for weak, value in _TAG.findall(if_match) if not weak}
     return current if str(current) in strong else NO_VERSION

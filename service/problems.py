@@ -36,7 +36,7 @@ _STATUSES: Final[Mapping[type[errors.ServiceError], int]] = {
 }
 
 
-class Problem(Exception):  # noqa: N818 - the name of the document, RFC 9457
+class Problem(Exception):
     """An answer of 400 or above, raised anywhere below a route."""
 
     def __init__(

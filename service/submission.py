@@ -9,14 +9,15 @@ from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
 
 from service.environment import Environment, environment_problems
-from service.plan import budget_problems, plan_of_sweep, plan_pretrain
+from service.plan import budget_problems, plan_pretrain
 from service.problems import Problem
 from service.schemas import FieldProblem, PlanView, PretrainSubmission, SweepSubmission
+from service.sweep_judgement import judge_sweep
 from service.validation import check_fields, independent, place
 from trainer.spec import PretrainSpec, SpecProblem, spec_problems
-from tune_spaces.spec import SweepSpec, resolve, sweep_problems
+from tune_spaces.spec import SweepSpec, resolve
 
-__all__ = ["Submission", "check_submission", "pointer_of", "refuse", "with_override"]
+__all__ = ["Submission", "check_submission", "refuse"]
 
 _STAND_IN = {"dataset": "stand-in"}  # a name that can be built into a spec; never looked up
 _PLACEHOLDERS: Mapping[str, Any] = {
@@ -24,9 +25,6 @@ _PLACEHOLDERS: Mapping[str, Any] = {
     "/spec": {"data": _STAND_IN},
     "/spec/data": _STAND_IN,
     "/spec/data/dataset": _STAND_IN["dataset"],
-    "/spec/base": {"data": _STAND_IN},
-    "/spec/base/data": _STAND_IN,
-    "/spec/base/data/dataset": _STAND_IN["dataset"],
 }
 
 
@@ -52,20 +50,21 @@ def check_submission(body: Mapping[str, Any], environment: Environment) -> Submi
     Raises:
         Problem: 422 with every error there is.
     """
-    model = {"pretrain": PretrainSubmission, "sweep": SweepSubmission}.get(str(body.get("kind")))
-    if model is None:
+    kind = body.get("kind")
+    if kind not in ("pretrain", "sweep"):
         # The kind decides what the rest should be; the parts that both share are judged all the same.
         detail = "kind is required" if "kind" not in body else "kind: there is no such kind"
         wrong = FieldProblem(pointer="/kind", code="kind_unknown", detail=detail, allowed=["pretrain", "sweep"])
         _, shared = check_fields(PretrainSubmission, {**body, "kind": "pretrain"}, placeholders=_PLACEHOLDERS)
         refuse([wrong, *(problem for problem in shared if not problem.pointer.startswith("/spec/"))])
+    model: type[PretrainSubmission | SweepSubmission] = PretrainSubmission if kind == "pretrain" else SweepSubmission
     request, problems = check_fields(model, dict(body), placeholders=_PLACEHOLDERS)
     if request is None:
         refuse(problems)
     if isinstance(request, PretrainSubmission):
         judged, plan = _judge_pretrain(request.spec, environment)
     else:
-        judged, plan = _judge_sweep(request.spec, environment)
+        judged, plan = judge_sweep(request.spec, environment)
     problems += independent([place(problem, "/spec") for problem in judged], problems)
     if problems or plan is None:
         refuse(problems)
@@ -87,61 +86,6 @@ def _judge_pretrain(spec: PretrainSpec, environment: Environment) -> tuple[list[
         return problems, None
     plan = plan_pretrain(spec, num_images=environment.num_images(spec))
     return [*problems, *budget_problems(plan, spec.limits.max_images)], plan
-
-
-def _judge_sweep(sweep: SweepSpec, environment: Environment) -> tuple[list[SpecProblem], PlanView | None]:
-    problems = sweep_problems(sweep)
-    if problems:
-        return problems, None  # its trials are not known before its space is sound
-    resolved = resolve(sweep)
-    base = PretrainSpec.model_validate(resolved["base"])
-    space: dict[str, Any] = resolved["space"] or {}
-    problems = _base_problems(base, space, environment)
-    for path, domain in space.items():
-        problems += _choice_problems(base, path, domain, environment)
-    if problems:
-        return problems, None
-    plan = plan_of_sweep(sweep, base, num_images=environment.num_images(base), space=space)
-    return budget_problems(plan, resolved["limits"].get("max_images")), plan
-
-
-def _base_problems(base: PretrainSpec, space: Mapping[str, Any], environment: Environment) -> list[SpecProblem]:
-    varied = {pointer_of(path) for path in space}
-    found = environment_problems(base, environment)
-    return [place(problem, "/base") for problem in found if varied.isdisjoint((problem.pointer, *problem.involves))]
-
-
-def _choice_problems(base: PretrainSpec, path: str, domain: Any, environment: Environment) -> list[SpecProblem]:
-    """Return what is wrong here with single values of one dimension, each at its place in the list."""
-    choices = domain.get("choice") if isinstance(domain, dict) else None
-    problems: list[SpecProblem] = []
-    for index, value in enumerate(choices or ()):
-        variant = PretrainSpec.model_validate(with_override(base.model_dump(mode="json"), path, value))
-        for problem in environment_problems(variant, environment):
-            if problem.pointer == pointer_of(path):
-                moved = {"pointer": f"/space/{path}/choice/{index}", "involves": ()}
-                problems.append(problem.model_copy(update=moved))
-    return problems
-
-
-def pointer_of(path: str) -> str:
-    """Return the JSON pointer of a dotted path."""
-    return "/" + path.replace(".", "/")
-
-
-def with_override(document: Mapping[str, Any], path: str, value: Any) -> dict[str, Any]:
-    """Return a copy of `document` with one value replaced.
-
-    Raises:
-        KeyError: If the path runs through something that is no object.
-    """
-    head, _, rest = path.partition(".")
-    if not rest:
-        return {**document, head: value}
-    inner = document.get(head, {})
-    if not isinstance(inner, Mapping):
-        raise KeyError(head)
-    return {**document, head: with_override(inner, rest, value)}
 
 
 def _submission(request: PretrainSubmission | SweepSubmission, body: Mapping[str, Any], plan: PlanView) -> Submission:

@@ -188,8 +188,8 @@ idempotency_keys: Final = Table(
         "experiment_id",
         ForeignKey(experiments.c.id, ondelete="CASCADE", deferrable=True, initially="DEFERRED"),
         nullable=False,
-        index=True,
     ),
+    Index("ix_idempotency_keys_experiment_id", "experiment_id"),
 )
 
 tokens: Final = Table(

@@ -26,10 +26,9 @@ def attempt_timelines(
     A phase lasts until the next begins; the last one until the attempt ended, or still.
     """
     timelines: list[AttemptTimeline] = []
-    attempt, phases = 1, []
+    phases: list[tuple[str, datetime]] = []
     for event in (event for event in events if event.type == "state"):
         state = State(event.data["state"])
-        attempt = max(attempt, int(event.data.get("attempt") or 0))
         if state in _ENDS and phases:
             timelines.append(_timeline(len(timelines) + 1, phases, marks, ended_at=event.at))
             phases = []

@@ -19,7 +19,7 @@ from pydantic_core import ErrorDetails
 from service.schemas import FieldProblem
 from trainer.spec import SpecProblem
 
-__all__ = ["check_fields", "independent", "place"]
+__all__ = ["check_fields", "independent", "overlaps", "place"]
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -75,11 +75,12 @@ def independent(problems: Sequence[SpecProblem], of: Sequence[FieldProblem]) -> 
     return [
         FieldProblem(pointer=found.pointer, code=found.code, detail=found.detail, allowed=found.allowed)
         for found in problems
-        if not any(_overlap(pointer, bad) for pointer in (found.pointer, *found.involves) for bad in wrong)
+        if not any(overlaps(pointer, bad) for pointer in (found.pointer, *found.involves) for bad in wrong)
     ]
 
 
-def _overlap(one: str, other: str) -> bool:
+def overlaps(one: str, other: str) -> bool:
+    """Return whether one pointer lies at or under the other."""
     return one == other or one.startswith(other + "/") or other.startswith(one + "/")
 
 
@@ -143,7 +144,9 @@ def _problem(item: ErrorDetails, pointer: str, model: type[BaseModel], document:
         known = sorted(schema.get("properties", {}))
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else "leave it out"
-        return FieldProblem(pointer=pointer, code="unknown_field", detail=f"{name}: no such field; {hint}", allowed=known)
+        return FieldProblem(
+            pointer=pointer, code="unknown_field", detail=f"{name}: no such field; {hint}", allowed=known
+        )
     if item["type"] == "missing":
         return FieldProblem(pointer=pointer, code="missing", detail=f"{name} is required", allowed=_allowed(schema))
     shown = _echo(item["input"])
@@ -194,9 +197,7 @@ def _resolve(root: dict[str, Any], node: dict[str, Any], value: Any) -> dict[str
         return _resolve(root, {"$ref": target}, value) if target else {"enum": sorted(mapping["mapping"])}
     resolved = [_resolve(root, branch, value) for branch in branches]
     kinds = {"object": dict, "array": list}
-    fitting = [
-        branch for branch in resolved if isinstance(value, kinds.get(branch.get("type", ""), (str, int, float)))
-    ]
+    fitting = [branch for branch in resolved if isinstance(value, kinds.get(branch.get("type", ""), (str, int, float)))]
     return next((branch for branch in fitting or resolved if branch.get("type") != "null"), {})
 
 

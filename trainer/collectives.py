@@ -35,7 +35,7 @@ def all_gather(tensor: Tensor, *, group: ProcessGroup | None) -> Tensor:
     if group is None or world_size(group) == 1:
         return tensor.unsqueeze(0)
     gathered = tensor.new_empty((world_size(group) * tensor.numel(),))
-    dist.all_gather_into_tensor(gathered, tensor.contiguous().view(-1), group=group)
+    dist.all_gather_single(gathered, tensor.contiguous().view(-1), group=group)
     return gathered.view(-1, *tensor.shape)
 
 
@@ -64,6 +64,6 @@ def mean_flat_(tensors: Sequence[Tensor], *, group: ProcessGroup | None) -> None
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
         dist.all_reduce(flat, group=group)
         flat.div_(num_ranks)
-        parts = flat.split([tensor.numel() for tensor in tensors])
+        parts = torch.split(flat, [tensor.numel() for tensor in tensors])
         for tensor, part in zip(tensors, parts, strict=True):
             tensor.copy_(part.view(tensor.shape))

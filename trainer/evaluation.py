@@ -90,7 +90,7 @@ class Evaluation:
                 channels_last=self._spec.channels_last,
             )
             images_BHWC = torch.from_numpy(self._dataset.validation.take(positions)).to(self._team.device)
-            ids_B = torch.from_numpy(self._dataset.validation.sample_ids[positions]).to(self._team.device)
+            ids_B = torch.from_numpy(self._dataset.validation.sample_ids[positions])
             with evaluating(learner), torch.inference_mode(), self._precision.autocast():
                 z_2BD = learner.outputs(drawer.draw_pair(images_BHWC, sample_ids_B=ids_B, epoch=0)).float().cpu()
             metrics |= {names.ALIGNMENT: alignment(z_2BD), names.UNIFORMITY: uniformity(z_2BD)}

@@ -103,7 +103,7 @@ def write_bundle(
             "normalisation": {"scale": "pixels / 255", "mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]},
         },
         "width_of_h": width_of_h,
-        "num_parameters": sum(tensor.numel() for tensor in weights.values()),
+        "num_parameters": sum(parameter.numel() for name, parameter in encoder.named_parameters() if name in weights),
         "weights": {"file": WEIGHTS, "sha256": hashlib.sha256(stored).hexdigest(), "digest": weights_digest(weights)},
         "spec": spec.resolved(),
         "spec_digest": spec.digest(),

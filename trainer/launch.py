@@ -179,7 +179,7 @@ def _form_team(spec: PretrainSpec) -> Team | None:
     workers = usable_workers(spec.batch_size, available)
     if workers == 1:
         return Team(device=device) if rank == 0 else None
-    group = dist.new_group(list(range(workers)))
+    group: dist.ProcessGroup = dist.new_group(list(range(workers)))
     return Team(rank=rank, world_size=workers, group=group, device=device) if rank < workers else None
 
 

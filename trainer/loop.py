@@ -223,7 +223,7 @@ class Run:
                 step,
                 torch.from_numpy(batch.images).to(device, non_blocking=True),
                 None if batch.labels is None else torch.from_numpy(batch.labels).to(device),
-                torch.from_numpy(batch.sample_ids).to(device),
+                torch.from_numpy(batch.sample_ids),  # on the CPU, where their draws are decided
             )
 
     def _learning_rate(self, step: int) -> float:
@@ -305,7 +305,7 @@ def _prepare_learner(
         checkpoint_blocks(learner.encoder)
     learner = learner.to(device=team.device, dtype=precision.dtype)
     if spec.channels_last:
-        learner = learner.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        learner = learner.to(memory_format=torch.channels_last)
     module: nn.Module = globalize_batch_norm(learner, group=team.group)
     assert isinstance(module, (SimclrLearner, SupervisedLearner))  # noqa: S101 - replaced inside, not itself
     return module

@@ -41,13 +41,13 @@ Input: {size} x {size} RGB, pixels / 255, no further normalisation.{torchvision}
 ## Results
 
 Accuracies are shares 0..1. A name that starts with `test_` is of images that chose nothing;
-the others are of the validation split.
+the others are of images that a choice may have looked at.
 
 | metric | value |
 |---|---|
 {metrics}
 
-An encoder is worth something where it beats `raw_pixel_knn_accuracy` and `random_encoder_knn_accuracy`.
+{verdict}An encoder is worth something where it beats `raw_pixel_knn_accuracy` and `random_encoder_knn_accuracy`.
 
 ## Limits
 
@@ -88,6 +88,7 @@ def model_card(record: dict[str, Any]) -> str:
         spec_digest=record["spec_digest"],
         sha256=record["weights"]["sha256"],
         code_version=record["code_version"],
+        verdict=f"{record['verdict']}. " if record.get("verdict") else "",
         metrics="\n".join(f"| `{name}` | {value:.4g} |" for name, value in record["metrics"].items()),
     )
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -299,7 +300,7 @@ class PretrainSpec(Part):
 
     def peak_lr(self) -> float:
         """Return the learning rate after warm-up, from the global N (sections 2.2 and B.1)."""
-        factor = {"linear": self.batch_size / 256, "sqrt": self.batch_size**0.5, "none": 1.0}
+        factor = {"linear": self.batch_size / 256, "sqrt": math.sqrt(self.batch_size), "none": 1.0}
         return self.optim.base_lr * factor[self.optim.lr_scaling]
 
     def resolved(self) -> dict[str, Any]:

@@ -97,13 +97,13 @@ class Stepper:
         First pass: outputs without a graph, and the gradient of the loss by them. Second pass: each
         part again with a graph, into which its rows of that gradient are sent.
         """
-        parts = views_2BCHW.split(2 * rows)
+        parts = torch.split(views_2BCHW, 2 * rows)
         with torch.no_grad(), self._precision.autocast():
             outputs = torch.cat([self._outputs(part) for part in parts])
         outputs.requires_grad_()
         metrics = self.learner.metrics(outputs, labels_B)
         metrics["loss"].backward()  # type: ignore[no-untyped-call]
-        for part, gradient in zip(parts, gradient_of(outputs).split(2 * rows), strict=True):
+        for part, gradient in zip(parts, torch.split(gradient_of(outputs), 2 * rows), strict=True):
             with self._precision.autocast():
                 part_outputs = self._outputs(part)
             part_outputs.backward(gradient)  # type: ignore[no-untyped-call]

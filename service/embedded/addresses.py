@@ -15,8 +15,10 @@ __all__ = ["LOOPBACK", "check_bindable", "free_block", "free_port", "free_ports"
 
 LOOPBACK: Final = "127.0.0.1"
 # Above the range that `ray start` claims for workers (10002-19999), below the kernel's for
-# outgoing connections (from 32768), so that neither takes a port between choice and use.
-_RANGE: Final = range(20_000, 32_768)
+# outgoing connections (from 32768), so that neither takes a port between choice and use. Single
+# ports and blocks come from ranges of their own: Ray refuses a block that holds one of its others.
+_SINGLES: Final = range(20_000, 24_000)
+_BLOCKS: Final = range(24_000, 32_768)
 _ATTEMPTS: Final = 200
 
 
@@ -33,13 +35,13 @@ def free_ports(count: int) -> list[int]:
     """Return `count` different free ports. Raises StackFailed where there are too few."""
     chosen: list[int] = []
     with contextlib.ExitStack() as held:  # held until all are chosen, so that none is chosen twice
-        for port in random.sample(_RANGE, len(_RANGE)):
+        for port in random.sample(_SINGLES, len(_SINGLES)):
             with contextlib.suppress(OSError):
                 held.callback(_bind(LOOPBACK, port).close)
                 chosen.append(port)
             if len(chosen) == count:
                 return chosen
-    raise StackFailed(f"fewer than {count} ports are free between {_RANGE.start} and {_RANGE.stop - 1}")
+    raise StackFailed(f"fewer than {count} ports are free between {_SINGLES.start} and {_SINGLES.stop - 1}")
 
 
 def free_port(preferred: int) -> int:
@@ -50,11 +52,11 @@ def free_port(preferred: int) -> int:
 def free_block(size: int) -> range:
     """Return `size` consecutive free ports. Raises StackFailed where there is no such block."""
     for _ in range(_ATTEMPTS):
-        start = random.randrange(_RANGE.start, _RANGE.stop - size)  # noqa: S311 - spread, not secrecy
+        start = random.randrange(_BLOCKS.start, _BLOCKS.stop - size)  # noqa: S311 - spread, not secrecy
         block = range(start, start + size)
         if all(is_free(port) for port in block):
             return block
-    raise StackFailed(f"no {size} consecutive ports are free between {_RANGE.start} and {_RANGE.stop - 1}")
+    raise StackFailed(f"no {size} consecutive ports are free between {_BLOCKS.start} and {_BLOCKS.stop - 1}")
 
 
 def check_bindable(host: str, port: int) -> None:

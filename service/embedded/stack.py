@@ -6,10 +6,12 @@ what was started and not yet recorded is found all the same.
 
 from __future__ import annotations
 
+import math
 import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from threading import Event
 from typing import Final
 
@@ -34,6 +36,7 @@ _STABLE_S: Final = 60.0  # alive so long, its next failure counts as the first
 _BACKOFF_S: Final = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 _SERVICE_GRACE_S: Final = 8.0  # the three bounds add up to well under the 30 s that a stop may take
 _GRACE_S: Final = 6.0
+_RESTART_GRACE_S: Final = 1.0  # what died or went silent has no orderly end to make
 _LOG_LIMIT_BYTES: Final = 16 * 2**20
 _LOG_TAIL_LINES: Final = 12
 
@@ -49,10 +52,16 @@ class _Supervised:
     answered_at: float = 0.0
     probed_at: float = 0.0
     failures: int = 0
+    log_start: int = 0  # where its own output begins in the log that it shares with those before it
     restart_at: float | None = None
 
+    def reap(self) -> None:
+        """Take the exit status of what has ended, so that no zombie stays."""
+        if self.child is not None:
+            self.child.wait()
+
     def is_alive(self) -> bool:
-        """Return whether its first process runs; reaps it if it was ours."""
+        """Return whether its first process runs."""
         if self.child is not None:
             return self.child.poll() is None
         return self.process is not None and self.process.is_alive()
@@ -104,6 +113,7 @@ class Stack:
         log = self._directory.logs_dir / f"{component.name}.log"
         if log.exists() and log.stat().st_size > _LOG_LIMIT_BYTES:
             log.replace(log.with_suffix(".log.1"))
+        part.log_start = log.stat().st_size if log.exists() else 0
         marker = {STACK_ID: self._directory.stack_id, PART: component.name}
         part.child = spawn(
             component.command(),
@@ -142,7 +152,7 @@ class Stack:
     def _log_tail(self, part: _Supervised) -> str:
         log = self._directory.logs_dir / f"{part.component.name}.log"
         try:
-            lines = log.read_text(errors="replace").splitlines()[-_LOG_TAIL_LINES:]
+            lines = log.read_bytes()[part.log_start :].decode(errors="replace").splitlines()[-_LOG_TAIL_LINES:]
         except OSError:
             lines = []
         return "\n  ".join((f"; the end of {log}:", *lines))
@@ -171,20 +181,23 @@ class Stack:
         part.restart_at = now + delay_s
         log = self._directory.logs_dir / f"{component.name}.log"
         self._report(component.title, f"{what}; starting it again in {delay_s:g} s (output: {log})")
-        end_parts(self._directory, {component.name: part.process}, hurried=self._hurried)
+        end_parts(self._directory, {component.name: part.process}, hurried=self._hurried, most_grace_s=_RESTART_GRACE_S)
 
     def stop(self) -> None:
         """End every part and forget them: the service first, so that it never sees the others go."""
         recorded = {name: part.process for name, part in self._parts.items()}
         end_parts(self._directory, recorded, hurried=self._hurried)
         for part in self._parts.values():
-            if part.child is not None:
-                part.child.wait()
+            part.reap()
         self._directory.forget()
 
 
 def end_parts(
-    directory: StateDirectory, parts: dict[str, ProcessRecord | None], *, hurried: Event | None = None
+    directory: StateDirectory,
+    parts: dict[str, ProcessRecord | None],
+    *,
+    hurried: Event | None = None,
+    most_grace_s: float = math.inf,
 ) -> list[str]:
     """End all processes of these parts, and return their names."""
     service = {name: process for name, process in parts.items() if name == "service"}
@@ -192,7 +205,8 @@ def end_parts(
     ended: list[str] = []
     for group, grace_s in ((service, _SERVICE_GRACE_S), (others, _GRACE_S)):
         if group:
-            ended += end(lambda group=group: find(directory.stack_id, group), grace_s=grace_s, hurried=hurried)  # type: ignore[misc]
+            members = partial(find, directory.stack_id, group)
+            ended += end(members, grace_s=min(grace_s, most_grace_s), hurried=hurried)
     return ended
 
 

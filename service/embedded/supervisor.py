@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Event
 from types import FrameType
@@ -152,9 +152,10 @@ def _report_addresses(settings: Settings, report: Report) -> None:
     report("MLflow", f"{settings.mlflow_uri}")
 
 
-def serve(settings: Settings, *, report: Report) -> None:
-    """Run the stack until SIGINT, SIGTERM or SIGHUP. Raises as `running_stack`."""
+def serve(settings: Settings, *, report: Report, on_ready: Callable[[Settings], None]) -> None:
+    """Run the stack until SIGINT, SIGTERM or SIGHUP; `on_ready` is told its addresses. Raises as `running_stack`."""
     with contextlib.suppress(KeyboardInterrupt), running_stack(settings, command="serve", report=report) as stack:
+        on_ready(stack.settings)
         stack.keep()
 
 

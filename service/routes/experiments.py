@@ -77,7 +77,10 @@ _CREATED: dict[int | str, dict[str, Any]] = {
     status_code=202,
     responses={
         **_CREATED,
-        200: {"description": "A replay, or with `validate_only` what would run", "model": ExperimentView | ValidationView},
+        200: {
+            "description": "A replay, or with `validate_only` what would run",
+            "model": ExperimentView | ValidationView,
+        },
     },
     openapi_extra=needs(
         Role.SUBMITTER,
@@ -113,9 +116,7 @@ async def create(
     summary="List experiments, newest first",
     openapi_extra=needs(Role.VIEWER),
 )
-async def list_(
-    filters: ExperimentFilter, services: ServicesDep, caller: CurrentCaller
-) -> Items[ExperimentView]:
+async def list_(filters: ExperimentFilter, services: ServicesDep, caller: CurrentCaller) -> Items[ExperimentView]:
     """Return one page of the experiments that match every filter."""
     records, next_page_token = await page_of_experiments(filters, services, caller=caller)
     return Items(items=await view_experiments(records, services), next_page_token=next_page_token)
@@ -142,9 +143,7 @@ async def show(record: OwnedExperiment, services: ServicesDep) -> Response:
     responses=responses(404, 408, 412, 413, 415, 428),
     openapi_extra=needs(Role.SUBMITTER, **_request_body(ExperimentPatch)),
 )
-async def update(
-    record: OwnedExperiment, body: Body, services: ServicesDep, if_match: IfMatch = None
-) -> Response:
+async def update(record: OwnedExperiment, body: Body, services: ServicesDep, if_match: IfMatch = None) -> Response:
     """Replace labels or priority of the version that If-Match names."""
     expected = expected_version(if_match, current=record.version)
     patch, problems = check_fields(ExperimentPatch, body)
@@ -203,9 +202,7 @@ _verb_route(Verb.RESUME, "Queue a paused experiment again")
     status_code=202,
     response_model=ExperimentView,
     responses={**_CREATED, **responses(404)},
-    openapi_extra=needs(
-        Role.SUBMITTER, **_request_body(CloneRequest, colder={"overrides": {"loss.temperature": 0.1}})
-    ),
+    openapi_extra=needs(Role.SUBMITTER, **_request_body(CloneRequest, colder={"overrides": {"loss.temperature": 0.1}})),
 )
 async def clone(
     record: OwnedExperiment, body: Body, services: ServicesDep, caller: CurrentCaller, key: IdempotencyKey

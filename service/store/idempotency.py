@@ -25,7 +25,7 @@ async def find(connection: AsyncConnection, idempotency: Idempotency) -> Experim
         return None
     if earlier.body_sha256 != idempotency.body_sha256:
         raise IdempotencyConflict("This idempotency key was used with another body.", key=idempotency.key)
-    return await rows.get(connection, earlier.experiment_id)
+    return await rows.find(connection, earlier.experiment_id)  # None: deleted since, and the key with it
 
 
 async def take(connection: AsyncConnection, idempotency: Idempotency, experiment_id: str) -> ExperimentRecord | None:
@@ -48,5 +48,5 @@ async def take(connection: AsyncConnection, idempotency: Idempotency, experiment
         except IntegrityError:
             if (earlier := await find(connection, idempotency)) is not None:
                 return earlier
-            continue  # deleted in between, and the key with it: it is free again
+            continue  # deleted since: the key is free again
         return None

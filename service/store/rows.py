@@ -13,7 +13,7 @@ from service.experiment import State
 from service.ports import ExperimentRecord
 from service.tables import experiments
 
-__all__ = ["get", "read_each", "record"]
+__all__ = ["find", "get", "read_each", "record"]
 
 _LOG: Final = logging.getLogger(__name__)
 # What decoding a column raises: a text that is no JSON or time, a state that the table does not have.
@@ -25,15 +25,21 @@ def record(row: Row[Any]) -> ExperimentRecord:
     return ExperimentRecord(**{**row._mapping, "state": State(row.state)})  # noqa: SLF001 - public, named so by SQLAlchemy
 
 
-async def get(connection: AsyncConnection, experiment_id: str, *, for_update: bool = False) -> ExperimentRecord:
-    """Return one experiment, locked until the transaction ends if asked. Raises ExperimentNotFound."""
+async def find(connection: AsyncConnection, experiment_id: str, *, for_update: bool = False) -> ExperimentRecord | None:
+    """Return one experiment, locked until the transaction ends if asked; None where there is none."""
     statement = select(experiments).where(experiments.c.id == experiment_id)
     if for_update:
         statement = statement.with_for_update(key_share=True)
     row = (await connection.execute(statement)).one_or_none()
-    if row is None:
+    return None if row is None else record(row)
+
+
+async def get(connection: AsyncConnection, experiment_id: str, *, for_update: bool = False) -> ExperimentRecord:
+    """Return one experiment as `find` does. Raises ExperimentNotFound."""
+    found = await find(connection, experiment_id, for_update=for_update)
+    if found is None:
         raise ExperimentNotFound(f"There is no experiment {experiment_id}.", experiment_id=experiment_id)
-    return record(row)
+    return found
 
 
 async def read_each(connection: AsyncConnection, statement: Select[Any]) -> list[ExperimentRecord | None]:

@@ -100,9 +100,7 @@ def test_an_unknown_scheme_is_refused_with_the_way_out() -> None:
         open_storage("gs://bucket/prefix")
 
 
-def test_wrong_credentials_and_a_lost_bucket_are_os_errors(
-    s3_endpoint: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wrong_credentials_and_a_lost_bucket_are_os_errors(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", s3_endpoint)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")

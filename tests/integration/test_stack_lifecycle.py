@@ -55,6 +55,7 @@ class Installation:
         self.service = root / "stand_in.py"
         self.service.write_text(SERVICE)
         self.output = root / "output.txt"
+        self.supervisors: list[subprocess.Popen[bytes]] = []
 
     def start(self) -> "subprocess.Popen[bytes]":
         environment = os.environ | {"SIMCLR_HOME": str(self.directory.path), "SIMCLR_PORT": str(self.port)}
@@ -63,6 +64,7 @@ class Installation:
             supervisor = subprocess.Popen(
                 [sys.executable, "-c", SUPERVISOR, str(self.service)], env=environment, stdout=output, stderr=output
             )
+        self.supervisors.append(supervisor)
         wait_until(lambda: "READY" in self.output.read_text() or supervisor.poll() is not None, timeout_s=120)
         assert supervisor.poll() is None, self.output.read_text()
         return supervisor
@@ -99,6 +101,8 @@ def installation(tmp_path: Path) -> Iterator[Installation]:
     installation = Installation(tmp_path)
     yield installation
     installation.stop()
+    for supervisor in installation.supervisors:
+        supervisor.wait(timeout=10)
     assert installation.processes() == []
 
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -131,11 +130,10 @@ class ResNet(nn.Module):
         self.stage_names = tuple(f"layer{stage + 1}" for stage in range(len(layout.num_blocks)))
         in_channels = channels
         for stage, num_blocks in enumerate(layout.num_blocks):
-            make = partial(block, norm=norm_layer)
             blocks = []
             for index in range(num_blocks):
                 stride = 2 if stage > 0 and index == 0 else 1
-                blocks.append(make(in_channels, channels << stage, stride=stride))
+                blocks.append(block(in_channels, channels << stage, stride=stride, norm=norm_layer))
                 in_channels = (channels << stage) * block.expansion
             self.add_module(self.stage_names[stage], nn.Sequential(*blocks))
         self.width_of_h = in_channels

@@ -22,13 +22,13 @@ class Subset:
     def __len__(self) -> int:
         return len(self.sample_ids)
 
-    def __getitem__(self, index: slice) -> NDArray[np.uint8]:
-        """Return a slice of the images, as `take` does."""
+    def __getitem__(self, index: slice | NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Return a slice, or the images at these positions (0..len - 1), as a new contiguous array."""
         return self.array[self.sample_ids[index]]
 
     def take(self, positions: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Return the images at these positions (0..len - 1), a new contiguous array, (B, size, size, 3)."""
-        return self.array[self.sample_ids[positions]]
+        """Return the images at these positions, (B, size, size, 3)."""
+        return self[positions]
 
     @property
     def images(self) -> NDArray[np.uint8]:

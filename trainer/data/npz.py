@@ -83,8 +83,9 @@ class NpzSource:
 
     def _labels(self, split: str, *, num_images: int, num_classes: int | None) -> NDArray[np.int64]:
         field = f"{split}_labels"
+        values = self._read(field)
         try:
-            return checked_labels(self._read(field), num_images=num_images, num_classes=num_classes, field=field)
+            return checked_labels(values, num_images=num_images, num_classes=num_classes, field=field)
         except DataError as error:
             raise DataError(f"{self._path.name}: {error.message}", file=self._path.name, **error.context) from error
 

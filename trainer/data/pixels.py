@@ -6,7 +6,6 @@ become 8 (the upper ones), the short side is resized with antialiasing and the c
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,9 +29,7 @@ def read_image(path: Path, *, image_size: int, shown_name: str) -> NDArray[np.ui
         DataError: If the file is no readable image, is truncated, or has more than MAX_PIXELS.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused below, with its name
-            image = Image.open(path, formats=FORMATS)
+        image = Image.open(path, formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise _too_large(shown_name) from error
     except (OSError, SyntaxError, ValueError) as error:

@@ -23,7 +23,7 @@ from trainer.data.catalogue import find_source
 from trainer.data.dataset import Dataset, Subset
 from trainer.data.source import Source, SourceSplit, SourceSplits
 from trainer.data.split import held_out
-from trainer.errors import DataError
+from trainer.errors import DataError, StorageUnavailable
 
 __all__ = ["Dataset", "prepare"]
 
@@ -48,6 +48,7 @@ def prepare(
 
     Raises:
         DataError: If the data set is unknown, absent or broken; names the file or field.
+        StorageUnavailable: If the cache cannot be written.
     """
     source = find_source(name, datasets_dir)
     folder = _cached(source, name=name, image_size=image_size, cache_dir=cache_dir)
@@ -63,15 +64,15 @@ def _cached(source: Source, *, name: str, image_size: int, cache_dir: Path) -> P
     folder = root / f"{name}-{fingerprint[:16]}-{image_size}"
     if _read_meta(folder) is not None:
         return folder
-    root.mkdir(parents=True, exist_ok=True)
-    with _locked(root / f".{folder.name}.lock"):
-        if _read_meta(folder) is None:
-            temporary = root / f".{folder.name}.partial"
-            for leftover in (temporary, folder):  # of a killed caller; or damaged
-                shutil.rmtree(leftover, ignore_errors=True)
-            temporary.mkdir()
-            _decode(source.open(), temporary, image_size=image_size, name=name)
-            temporary.rename(folder)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with _locked(root / f".{folder.name}.lock"):
+            if _read_meta(folder) is None:
+                shutil.rmtree(folder, ignore_errors=True)  # damaged
+                with _appearing_whole(folder) as partial:
+                    _decode(source.open(), partial, image_size=image_size, name=name)
+    except OSError as error:
+        raise StorageUnavailable(f"the node's cache of decoded images cannot be written: {error.strerror}") from error
     return folder
 
 
@@ -86,6 +87,19 @@ def _locked(path: Path) -> Iterator[None]:
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # released when the process ends, however it ends
         yield
+
+
+@contextmanager
+def _appearing_whole(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder that takes the place of `folder` at the end, or vanishes on an error."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a caller that was killed
+    partial.mkdir()
+    try:
+        yield partial
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _decode(splits: SourceSplits, folder: Path, *, image_size: int, name: str) -> None:
@@ -110,13 +124,13 @@ def _decode(splits: SourceSplits, folder: Path, *, image_size: int, name: str) -
 
 def _write_split(split: SourceSplit, folder: Path, *, part: str, image_size: int, digest: hashlib._Hash) -> list[bytes]:
     """Write one split's arrays and return a digest of each image."""
-    shape = (split.num_images, image_size, image_size, 3)
-    images = np.lib.format.open_memmap(folder / f"{part}_images.npy", mode="w+", dtype=np.uint8, shape=shape)
+    header = {"descr": "|u1", "fortran_order": False, "shape": (split.num_images, image_size, image_size, 3)}
     rows: list[bytes] = []
-    for block in split.blocks(image_size):
-        images[len(rows) : len(rows) + len(block)] = block
-        rows += [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in block]
-    images.flush()
+    with (folder / f"{part}_images.npy").open("wb") as file:  # not mapped: a full disk is an error then, no signal
+        np.lib.format.write_array_header_1_0(file, header)
+        for block in split.blocks(image_size):
+            file.write(block.tobytes())
+            rows += [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in block]
     for row in rows:
         digest.update(row)
     for field, values in (("labels", split.labels), ("groups", split.groups)):

@@ -16,17 +16,14 @@ from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 
 from trainer.collectives import all_gather
-from trainer.losses.similarity import Tile, Views, check_projections, check_temperature, normalized, normalized_backward
+from trainer.losses.similarity import Tile, Views, check_projections, check_temperature, normalized_backward
 
 __all__ = ["nt_xent", "nt_xent_and_views"]
 
-MAX_PLAIN_EXPONENT = 64.0  # exp(+-64) and sums of a billion of them are normal float32 numbers
 MAX_KEPT = 2**22  # entries (16 MiB in float32) that backward gets rather than makes again
 
 
-def nt_xent(
-    z_2BD: Tensor, *, temperature: float, normalize: bool = True, group: ProcessGroup | None = None
-) -> Tensor:
+def nt_xent(z_2BD: Tensor, *, temperature: float, normalize: bool = True, group: ProcessGroup | None = None) -> Tensor:
     """Return the NT-Xent loss of this rank's anchors (SimCLR, section 2.1, Eq. 1).
 
     Row k and row k + B are the two views of image k. An anchor is compared with every other view
@@ -65,48 +62,36 @@ def nt_xent_and_views(
     check_projections(z_2BD)
     check_temperature(temperature)
     with torch.autocast(z_2BD.device.type, enabled=False):
-        unit_2BD, length_2B1 = normalized(z_2BD.detach()) if normalize else (_widened(z_2BD), None)
-        views = Views.gather(unit_2BD, group=group)
-        is_bounded = normalize and 1 / temperature <= MAX_PLAIN_EXPONENT
-        loss: Tensor = _NTXent.apply(z_2BD, views, length_2B1, 1 / temperature, is_bounded, group)  # type: ignore[no-untyped-call]
+        views, length_2B1 = Views.of(z_2BD, normalize=normalize, group=group)
+        loss: Tensor = _NTXent.apply(z_2BD, views, length_2B1, 1 / temperature, group)
     return loss, views
-
-
-def _widened(z_2BD: Tensor) -> Tensor:
-    return z_2BD.detach().to(torch.promote_types(z_2BD.dtype, torch.float32))
 
 
 class _NTXent(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        z_2BD: Tensor,
-        views: Views,
-        length_2B1: Tensor | None,
-        scale: float,
-        is_bounded: bool,  # noqa: FBT001: `apply` takes no keywords
-        group: ProcessGroup | None,
+    def forward(  # noqa: PLR0917 - `apply` takes no keywords
+        ctx: Any, z_2BD: Tensor, views: Views, length_2B1: Tensor | None, scale: float, group: ProcessGroup | None
     ) -> Tensor:
         ctx.kept = None
-        if is_bounded:
-            is_small = views.num_own * len(views.all_2ND) <= MAX_KEPT
-            exponentials = _exponentials(views, scale, is_kept=is_small)
-            if is_small and ctx.needs_input_grad[0]:
+        if views.is_plain(scale):
+            is_kept = ctx.needs_input_grad[0] and views.num_own * len(views.all_2ND) <= MAX_KEPT
+            exponentials: Iterable[tuple[Tile, Tensor]] = _exponentials(views, scale, is_kept=is_kept)
+            if is_kept:
                 exponentials = ctx.kept = list(exponentials)
             lse_2B = _log_sum_exp(views, exponentials)
         else:
             lse_2B = _safe_log_sum_exp(views, scale)
-        ctx.views, ctx.scale, ctx.is_bounded, ctx.dtype = views, scale, is_bounded, z_2BD.dtype
+        ctx.views, ctx.scale, ctx.dtype = views, scale, z_2BD.dtype
         ctx.save_for_backward(all_gather(lse_2B, group=group).flatten(), length_2B1)
         return torch.mean(lse_2B - views.positive_similarity().mul_(scale))
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         views: Views = ctx.views
         lse_2N, length_2B1 = ctx.saved_tensors
         with torch.autocast(lse_2N.device.type, enabled=False):
-            if ctx.is_bounded:
+            if views.is_plain(ctx.scale):
                 weighted = _weights(ctx.kept or _exponentials(views, ctx.scale), views, lse_2N)
             else:
                 weighted = _safe_weights(views, lse_2N, ctx.scale)
@@ -117,7 +102,7 @@ class _NTXent(torch.autograd.Function):
             gradient_2BD.mul_(grad_output * (ctx.scale / views.num_own))
             if length_2B1 is not None:
                 gradient_2BD = normalized_backward(gradient_2BD, views.own_2BD, length_2B1)
-        return gradient_2BD.to(ctx.dtype), None, None, None, None, None
+        return gradient_2BD.to(ctx.dtype), None, None, None, None
 
 
 def _exponentials(views: Views, scale: float, *, is_kept: bool = False) -> Iterator[tuple[Tile, Tensor]]:

@@ -12,7 +12,7 @@ and its columns; the tiles against other ranks' views serve their rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -21,16 +21,17 @@ from torch.distributed import ProcessGroup
 
 from trainer.collectives import all_gather, rank
 
-__all__ = ["Tile", "Views", "check_projections", "check_temperature", "normalized", "normalized_backward"]
+__all__ = ["Tile", "Views", "check_projections", "check_temperature", "normalized_backward", "spans"]
 
 MIN_LENGTH = 1e-12  # a shorter row has no direction
+MAX_PLAIN_EXPONENT = 64.0  # exp(+-64) and sums of a billion of them are normal float32 numbers
 CPU_TILE = 512  # rows; a float32 tile of 1 MiB stays in cache
 DEVICE_TILE = 4096  # rows; elsewhere launching a kernel costs more than a cache miss
 
 
 def check_projections(z_2BD: Tensor) -> None:
     """Raise ValueError unless `z_2BD` is a float matrix of B >= 1 first views, then B second views."""
-    if z_2BD.dim() != 2 or not z_2BD.is_floating_point():  # noqa: PLR2004: a matrix has two
+    if z_2BD.dim() != 2 or not z_2BD.is_floating_point():  # noqa: PLR2004 - a matrix has two
         raise ValueError(f"projections are a matrix [2B, D] of floats, not {z_2BD.dtype} {list(z_2BD.shape)}")
     if len(z_2BD) == 0 or len(z_2BD) % 2:
         raise ValueError(f"projections come in pairs of views, so their rows are even and not 0: got {len(z_2BD)}")
@@ -42,12 +43,11 @@ def check_temperature(temperature: float) -> None:
         raise ValueError(f"temperature divides the similarity and must be > 0, got {temperature}")
 
 
-def normalized(z_2BD: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the rows in unit length and their lengths `[2B, 1]`, in float32 or wider.
+def _normalized(z_2BD: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the rows in unit length and their lengths `[2B, 1]`.
 
     A row shorter than 1e-12 becomes 0 and has no gradient; a row that is not finite becomes NaN.
     """
-    z_2BD = z_2BD.to(torch.promote_types(z_2BD.dtype, torch.float32))
     # by the largest entry first: the squares of wide-ranging input would overflow or vanish
     largest_2B1 = z_2BD.abs().amax(dim=1, keepdim=True)
     is_zero = largest_2B1 < MIN_LENGTH
@@ -57,9 +57,14 @@ def normalized(z_2BD: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def normalized_backward(gradient_2BD: Tensor, unit_2BD: Tensor, length_2B1: Tensor) -> Tensor:
-    """Return the gradient of `normalized`'s input; the gradient of its output is overwritten."""
+    """Return the gradient of the rows before they were brought to unit length; overwrites its first argument."""
     radial_2B1 = torch.linalg.vecdot(gradient_2BD, unit_2BD).unsqueeze(1)
     return gradient_2BD.addcmul_(unit_2BD, radial_2B1, value=-1.0).div_(length_2B1)
+
+
+def spans(start: int, stop: int, side: int) -> Iterator[slice]:
+    """Return slices of at most `side` that cover start..stop."""
+    return (slice(low, min(low + side, stop)) for low in range(start, stop, side))
 
 
 @dataclass(frozen=True)
@@ -93,18 +98,26 @@ class Views:
     Rank after rank, each with its first views and then its second: `[W, 2, B, D]`, flattened.
     """
 
-    all_2ND: Tensor
+    all_2ND: Tensor  # noqa: N815 - a shape suffix
     first: int  # where this rank's rows start
     num_own: int  # 2B
+    is_normalized: bool
 
     @classmethod
-    def gather(cls, z_2BD: Tensor, *, group: ProcessGroup | None) -> Views:
-        """Return the views of all ranks; one all-gather of 2B x D numbers a rank."""
+    def of(cls, z_2BD: Tensor, *, normalize: bool, group: ProcessGroup | None) -> tuple[Views, Tensor | None]:
+        """Return the views of all ranks in float32 or wider, and the lengths `[2B, 1]` of the own if normalised.
+
+        One all-gather of 2B x D numbers a rank. A row shorter than 1e-12 becomes 0 and has no
+        gradient; a row that is not finite becomes NaN.
+        """
+        z_2BD = z_2BD.detach().to(torch.promote_types(z_2BD.dtype, torch.float32))
+        z_2BD, length_2B1 = _normalized(z_2BD) if normalize else (z_2BD, None)
         all_2ND = all_gather(z_2BD, group=group).flatten(0, 1)
-        return cls(all_2ND, first=rank(group) * len(z_2BD), num_own=len(z_2BD))
+        first = rank(group) * len(z_2BD)
+        return cls(all_2ND, first=first, num_own=len(z_2BD), is_normalized=normalize), length_2B1
 
     @property
-    def own_2BD(self) -> Tensor:
+    def own_2BD(self) -> Tensor:  # noqa: N802 - a shape suffix
         """Return this rank's rows."""
         return self.all_2ND[self.first : self.first + self.num_own]
 
@@ -113,31 +126,43 @@ class Views:
         """Return B, the images of this rank; row k and row k + B are views of the same."""
         return self.num_own // 2
 
+    def is_plain(self, scale: float) -> bool:
+        """Return whether exp(similarity * scale) can neither overflow nor vanish, so needs no shift."""
+        return self.is_normalized and scale <= MAX_PLAIN_EXPONENT
+
     def positive_similarity(self) -> Tensor:
         """Return the similarity of each own row and its positive, `[2B]`."""
-        first_BD, second_BD = self.own_2BD.split(self.num_images)
-        return torch.linalg.vecdot(first_BD, second_BD).repeat(2)
+        first_BD, second_BD = self.own_2BD.chunk(2)
+        p_B: Tensor = torch.linalg.vecdot(first_BD, second_BD)
+        return p_B.repeat(2)
 
     def add_positives_(self, target_2BD: Tensor, weight_2B1: Tensor | float) -> None:
         """Add to each own row of `target_2BD` its positive times `weight_2B1`, in place."""
         target_2BD.add_(self.own_2BD.roll(self.num_images, dims=0).mul_(weight_2B1))
 
+    @property
+    def tile_side(self) -> int:
+        """Return the most rows and columns of a tile."""
+        return CPU_TILE if self.all_2ND.device.type == "cpu" else DEVICE_TILE
+
     def tiles(self) -> Iterator[Tile]:
         """Yield, in fixed order, the tiles that together give each own row all columns."""
-        side = CPU_TILE if self.all_2ND.device.type == "cpu" else DEVICE_TILE
-        own = list(_spans(0, self.num_own, side))
-        others = [*_spans(0, self.first, side), *_spans(self.first + self.num_own, len(self.all_2ND), side)]
+        side, stop = self.tile_side, self.first + self.num_own
+        own = list(spans(0, self.num_own, side))
+        others = [*spans(0, self.first, side), *spans(stop, len(self.all_2ND), side)]
         for index, rows in enumerate(own):
             for mirror in own[index:]:
                 yield Tile(rows, slice(self.first + mirror.start, self.first + mirror.stop), mirror)
             for columns in others:
                 yield Tile(rows, columns, None)
 
-    def similarities(self, *, scale: float = 1.0, is_kept: bool = False) -> Iterator[tuple[Tile, Tensor]]:
+    def similarities(
+        self, *, scale: float, tiles: Iterable[Tile] | None = None, is_kept: bool = False
+    ) -> Iterator[tuple[Tile, Tensor]]:
         """Yield each tile and its similarities times `scale`; unless kept, the next one overwrites them."""
         own_2BD = self.own_2BD
         buffer = own_2BD.new_empty(0)
-        for tile in self.tiles():
+        for tile in tiles or self.tiles():
             rows, columns = own_2BD[tile.rows], self.all_2ND[tile.columns]
             size = len(rows) * len(columns)
             buffer = own_2BD.new_empty(size) if is_kept or buffer.numel() < size else buffer
@@ -149,7 +174,3 @@ class Views:
         gradient_2BD[tile.rows].addmm_(weights, self.all_2ND[tile.columns])
         if tile.mirror is not None:
             gradient_2BD[tile.mirror].addmm_(weights.T, self.own_2BD[tile.rows])
-
-
-def _spans(start: int, stop: int, side: int) -> Iterator[slice]:
-    return (slice(low, min(low + side, stop)) for low in range(start, stop, side))

@@ -66,7 +66,7 @@ def knn_probe(
         if leaves_self_out:
             similarity.diagonal(start).fill_(-torch.inf)
         nearest = similarity.topk(min(max(ks), num_voters), dim=1)  # in order: a smaller k takes the first of them
-        weights = torch.exp((nearest.values - 1) / temperature)  # at most 1, whatever the temperature
+        weights = torch.exp((nearest.values - nearest.values[:, :1]) / temperature)  # the nearest has 1: no overflow
         classes = bank_labels[nearest.indices]
         for k in ks:
             votes = torch.zeros(len(queries), num_classes, device=similarity.device)

@@ -19,7 +19,7 @@ from trainer.data.dataset import Dataset
 from trainer.data.idx import FashionMnistSource
 from trainer.data.prepare import prepare
 from trainer.data.torchvision_folders import CIFAR10, CifarSource, Stl10Source
-from trainer.errors import DataError
+from trainer.errors import DataError, StorageUnavailable
 
 SIZE = 8
 
@@ -39,7 +39,12 @@ def write_folder(root: Path, *, classes: int = 2, images: int = 4, test_images: 
 
 
 def ready(name: str, tmp_path: Path, **overrides: Any) -> Dataset:
-    arguments = {"image_size": SIZE, "cache_dir": tmp_path / "cache", "datasets_dir": tmp_path, "validation_ratio": 0.3}
+    arguments: dict[str, Any] = {
+        "image_size": SIZE,
+        "cache_dir": tmp_path / "cache",
+        "datasets_dir": tmp_path,
+        "validation_ratio": 0.3,
+    }
     return prepare(name, **(arguments | overrides))
 
 
@@ -108,7 +113,8 @@ def test_grey_arrays_get_three_equal_channels(tmp_path: Path) -> None:
 def refused(tmp_path: Path, name: str = "bad") -> str:
     with pytest.raises(DataError) as caught:
         ready(name, tmp_path)
-    assert not list((tmp_path / "cache").glob("datasets/bad-*")), "nothing half-decoded may be taken for whole"
+    left = [path for path in (tmp_path / "cache").glob("datasets/*") if path.suffix != ".lock"]
+    assert not left, "nothing half-decoded may stay, let alone be taken for whole"
     return caught.value.message
 
 
@@ -124,9 +130,11 @@ def test_a_linked_class_folder_is_refused(tmp_path: Path) -> None:
     assert "class9 is a symbolic link" in refused(tmp_path)
 
 
-def test_a_decompression_bomb_is_refused(tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("side", [9_500, 13_400])  # over Pillow's limit, and over twice of it
+def test_a_decompression_bomb_is_refused(tmp_path: Path, side: int) -> None:
     folder = write_folder(tmp_path / "bad")
-    Image.new("1", (20_000, 20_000)).save(folder / "train" / "class0" / "bomb.png")
+    Image.new("1", (side, side)).save(folder / "train" / "class0" / "bomb.png")
     assert "bomb.png has more than" in refused(tmp_path)
 
 
@@ -171,7 +179,7 @@ def test_too_few_images_are_refused(tmp_path: Path) -> None:
     assert "3 training images" in refused(tmp_path)
 
 
-GOOD = {"train_images": np.zeros((6, SIZE, SIZE, 3), np.uint8), "train_labels": np.array([0, 1] * 3)}
+GOOD: dict[str, Any] = {"train_images": np.zeros((6, SIZE, SIZE, 3), np.uint8), "train_labels": np.array([0, 1] * 3)}
 
 
 class Trap:
@@ -197,7 +205,7 @@ class Trap:
     ],
 )
 def test_bad_arrays_are_refused_by_field(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arrays: dict[str, np.ndarray], message: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arrays: dict[str, Any], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     np.savez(tmp_path / "bad.npz", **(GOOD | arrays))
@@ -230,7 +238,7 @@ def test_cifar_pickles_of_unknown_md5_are_never_opened(tmp_path: Path, monkeypat
     folder.mkdir()
     for name in (*CIFAR10.train_md5, *CIFAR10.test_md5, *CIFAR10.meta_md5):
         (folder / name).write_bytes(pickle.dumps(Trap()))
-    with pytest.raises(DataError, match="has md5 .* not the published"):
+    with pytest.raises(DataError, match=r"has md5 .* not the published"):
         ready("cifar10", tmp_path)
     assert not (tmp_path / "unpickled").exists()
 
@@ -387,5 +395,12 @@ def test_openmoji_is_drawn_at_the_size_asked_for(tmp_path: Path) -> None:
     corners = dataset.pretrain.images[:, 0, 0]
     assert (corners == 255).mean() > 0.8  # drawn on white, inside the frame
     assert (dataset.pretrain.images.reshape(len(dataset.pretrain), -1).min(axis=1) < 255).all()  # none is blank
-    shares = [(part.labels == 5).mean() for part in (dataset.pretrain, dataset.validation, test)]
+    shares = [np.mean(np.asarray(part.labels) == 5) for part in (dataset.pretrain, dataset.validation, test)]
     assert max(shares) - min(shares) < 0.02
+
+
+def test_a_cache_that_cannot_be_written_is_no_fault_of_the_data(tmp_path: Path) -> None:
+    write_folder(tmp_path / "pets")
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StorageUnavailable, match="cannot be written"):
+        ready("pets", tmp_path, cache_dir=tmp_path / "file" / "cache")

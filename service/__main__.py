@@ -1,0 +1,61 @@
+"""`python -m service`: the HTTP service alone, over the addresses in its settings."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+import structlog
+import uvicorn
+from pydantic import ValidationError
+
+from service.app import build
+from service.auth import ensure_guarded
+from service.embedded.processes import die_with_parent
+from service.errors import ServiceError
+from service.observability import configure_logging
+from service.settings import Settings
+
+__all__ = ["main"]
+
+MAX_CONNECTIONS = 2048  # past these a client gets 503 at once instead of a place in a queue
+KEEP_ALIVE_S = 15
+GRACE_S = 5  # for answers under way; event streams end at once, and their clients come back
+
+
+def main() -> int:
+    """Serve until SIGINT or SIGTERM; return the exit status."""
+    die_with_parent()
+    configure_logging()
+    log = structlog.get_logger("service")
+    try:
+        return asyncio.run(_serve(Settings()))
+    except ServiceError as error:
+        log.error("refuses_to_start", code=error.code, reason=error.message)  # noqa: TRY400 - words for a person
+    except ValidationError as error:
+        wrong = [f"SIMCLR_{item['loc'][0]}".upper() for item in error.errors()]
+        log.error("refuses_to_start", code="settings_invalid", reason=f"not usable: {', '.join(wrong)}")  # noqa: TRY400
+    return 1
+
+
+async def _serve(settings: Settings) -> int:
+    app = build(settings)
+    await ensure_guarded(app.state.services.store, settings)  # here, so that a refusal is words and no traceback
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        limit_concurrency=MAX_CONNECTIONS,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=GRACE_S,
+        server_header=False,
+    )
+    server = uvicorn.Server(config)
+    await server.serve()
+    return 0 if server.started else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

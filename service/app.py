@@ -1,0 +1,184 @@
+"""The composition root: the only place that builds adapters and puts the app together."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from importlib.metadata import version
+from typing import Final
+
+from fastapi import Depends, FastAPI, Request, Response
+from prometheus_client import CollectorRegistry
+
+from service.auth import LoginRequired, ensure_guarded
+from service.background import keep_running
+from service.deps import Services, guard
+from service.dispatcher import Dispatcher
+from service.dispatcher_metrics import DispatcherMetrics
+from service.edge import Edge
+from service.errors import SettingsError
+from service.event_feed import EventFeed
+from service.lifecycle_verbs import Deletions
+from service.listing import paging_key
+from service.observability import RequestMetrics, StateMetrics
+from service.openapi import install_openapi
+from service.pages import login_page
+from service.ports import Cluster, Store, Tracking
+from service.problems import install_handlers
+from service.rate_limit import RateLimit
+from service.routes import (
+    artifacts,
+    catalogue,
+    docs,
+    encoders,
+    events,
+    experiments,
+    health,
+    reports,
+    tokens,
+    trials,
+    ui,
+)
+from service.settings import Settings
+from trainer.storage import Storage, open_storage
+
+__all__ = ["build", "create_app", "describe_app"]
+
+ROUTERS: Final = (
+    experiments.router,
+    trials.router,
+    events.router,
+    encoders.router,
+    artifacts.router,
+    reports.router,
+    catalogue.router,
+    tokens.router,
+    health.router,
+    docs.router,
+    ui.router,
+)
+DESCRIPTION: Final = "SimCLR experiments as a service: pretraining and sweeps on Ray, recorded in MLflow."
+STOP_TIMEOUT_S: Final = 10.0
+
+Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
+
+
+def create_app(*, settings: Settings, store: Store, cluster: Cluster, tracking: Tracking, blobs: Storage) -> FastAPI:
+    """Return the app over these adapters; it closes them when it ends.
+
+    Raises:
+        SettingsError: If a setting cannot be used, here or (an open address without a token) at the start.
+    """
+    registry = CollectorRegistry()
+    dispatcher = Dispatcher(
+        store=store,
+        cluster=cluster,
+        tracking=tracking,
+        blobs=blobs,
+        settings=settings,
+        # The same after a restart, and another for every other service on this database.
+        claim=f"{socket.gethostname()}:{settings.port}",
+        metrics=DispatcherMetrics(registry),
+    )
+    services = Services(
+        settings=settings,
+        store=store,
+        cluster=cluster,
+        tracking=tracking,
+        blobs=blobs,
+        feed=EventFeed(store),
+        rate_limit=RateLimit(settings.rate_limit),
+        paging_key=paging_key(settings),
+        wake_dispatcher=dispatcher.wake,
+        registry=registry,
+        state_metrics=StateMetrics(registry),
+    )
+    deletions = Deletions(services)
+    app = _routes_only(lifespan=lambda _: _running(services, dispatcher, deletions))
+    app.state.services = services
+    app.state.deletions = deletions
+    app.add_middleware(Edge, settings=settings, metrics=RequestMetrics(registry))
+    return app
+
+
+def describe_app() -> FastAPI:
+    """Return an app that has routes and nothing behind them, for its OpenAPI document."""
+    return _routes_only(lifespan=None)
+
+
+def build(settings: Settings) -> FastAPI:
+    """Return the app over real adapters; the embedded database is brought to its newest revision.
+
+    Raises:
+        SettingsError: If a setting cannot be used.
+        StoreUnavailable: If the database cannot be reached.
+    """
+    from service import migrations
+    from service.cluster import RayJobs
+    from service.store import SqlStore
+    from service.tracking import MlflowTracking
+
+    if settings.ray_address is None or settings.mlflow_uri is None:
+        raise SettingsError("set SIMCLR_RAY_ADDRESS and SIMCLR_MLFLOW_URI, or run `simclr serve`, which starts both")
+    if settings.database_url is None:
+        migrations.upgrade(settings.database_address)
+    else:
+        migrations.check(settings.database_address)  # a shared one is upgraded when its operator says so
+    return create_app(
+        settings=settings,
+        store=SqlStore(settings.database_address),
+        cluster=RayJobs(settings.ray_address),
+        tracking=MlflowTracking(settings.mlflow_uri),
+        blobs=open_storage(settings.storage_uri),
+    )
+
+
+def _routes_only(*, lifespan: Lifespan | None) -> FastAPI:
+    app = FastAPI(
+        title="SimCLR service",
+        version=version("simclr-service"),
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        openapi_url=None,  # these three are routes of ours, with permissions
+        docs_url=None,
+        redoc_url=None,
+        dependencies=[Depends(guard)],
+    )
+    for router in ROUTERS:
+        # Not include_router, which hides them: app.routes stays the flat list that is checked for permissions.
+        app.router.routes.extend(router.routes)
+    install_handlers(app)
+    app.add_exception_handler(LoginRequired, _show_login)
+    install_openapi(app)
+    return app
+
+
+async def _show_login(_: Request, __: Exception) -> Response:
+    return login_page()
+
+
+@asynccontextmanager
+async def _running(services: Services, dispatcher: Dispatcher, deletions: Deletions) -> AsyncIterator[None]:
+    """Run the loops beside the requests; adapters are closed at the end."""
+    store, cluster, tracking = services.store, services.cluster, services.tracking
+    try:
+        await ensure_guarded(store, services.settings)
+        stop = asyncio.Event()
+        loops = [
+            asyncio.create_task(keep_running("dispatcher", dispatcher.run, stop)),
+            asyncio.create_task(keep_running("event_feed", services.feed.run, stop)),
+        ]
+        await deletions.take_up()
+        try:
+            yield
+        finally:
+            stop.set()
+            await deletions.close()
+            await asyncio.wait(loops, timeout=STOP_TIMEOUT_S)
+            for loop in loops:
+                loop.cancel()
+            await asyncio.gather(*loops, return_exceptions=True)
+    finally:
+        await asyncio.gather(store.close(), cluster.close(), tracking.close(), return_exceptions=True)

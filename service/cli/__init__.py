@@ -1,0 +1,10 @@
+"""The command line `simclr`."""
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Run the command line."""
+    from service.cli.app import app
+
+    app()

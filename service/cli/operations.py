@@ -1,0 +1,58 @@
+"""Commands of the operator: tokens and the database."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from service.cli.connection import connect
+from service.cli.outcome import outcome
+from service.cli.output import AsJson, print_json, print_members
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    token = typer.Typer(no_args_is_help=True, help="Manage access tokens.")
+    token.command("create")(create_token)
+    database = typer.Typer(no_args_is_help=True, help="Manage the database.")
+    database.callback()(_database)
+    database.command("upgrade")(upgrade_database)
+    token.callback()(_token)
+    app.add_typer(token, name="token")
+    app.add_typer(database, name="db")
+
+
+def _token() -> None:
+    """Manage access tokens."""
+
+
+def _database() -> None:
+    """Manage the database."""
+
+
+def create_token(
+    name: Annotated[str, typer.Argument(help="What it is for.")],
+    *,
+    role: Annotated[str, typer.Option(help="viewer, submitter or admin.")] = "submitter",
+    owner: Annotated[str | None, typer.Option(help="Whose experiments it makes and sees.")] = None,
+    expires_at: Annotated[str | None, typer.Option(help="When it ends to be valid, RFC 3339.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a token; its secret is shown this once."""
+    with outcome(as_json=as_json), connect() as client:
+        created = client.create_token(name=name, role=role, owner=owner, expires_at=expires_at)
+        (print_json if as_json else print_members)(created)
+
+
+def upgrade_database(*, as_json: AsJson = False) -> None:
+    """Bring the database (SIMCLR_DATABASE_URL) to this version."""
+    with outcome(as_json=as_json):
+        from service.migrations import current, upgrade
+        from service.settings import Settings
+
+        address = Settings().database_address
+        upgrade(address)
+        (print_json if as_json else print_members)({"revision": current(address)})

@@ -1,0 +1,111 @@
+"""An attempt as a Ray job: its command, its environment, its metadata.
+
+The one place where Ray, MLflow and the math libraries are tuned. Nothing a user named is in the
+command but inside the document, whose word is inert to a shell, and no secret is in any of it:
+Ray shows jobs to whoever may see its dashboard. Secrets reach the nodes by their own environment.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from service.ports import ExperimentRecord
+from service.settings import Settings
+from service.tracking import without_userinfo
+from trainer.context import JobDocument, ParentTrial
+from trainer.spec import ScalingSpec
+
+__all__ = ["JobRequest", "attempt_job", "scaling_of"]
+
+_MODULES: Final = {"pretrain": "trainer", "sweep": "tune_spaces"}
+
+_KNOBS: Final[Mapping[str, str]] = {
+    # Ray Train takes one report of a worker per check; at its default of 2 s every report waits.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    # Its default is never: a report of which one rank died would be waited for for ever.
+    "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "1800",
+    # An autoscaler needs minutes for a node; on a fixed cluster admission has seen to the room.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
+    # Off by default, which leaves the dashboard's Train tab empty.
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
+    # Tune would write each result as CSV, JSON and TensorBoard files that no one reads.
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # SIGINT is what Ray Train ends cleanly on; 3 s, the default, is less than its clean end takes.
+    "RAY_JOB_STOP_SIGNAL": "SIGINT",
+    "RAY_JOB_STOP_WAIT_TIME_S": "30",
+    # Both are on by default, and phone home.
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    # 7 retries of 120 s by default: an absent server would hold the sender for a quarter of an hour.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+    # Each line of the driver reaches its log when it is printed, not when a buffer is full.
+    "PYTHONUNBUFFERED": "1",
+}
+
+# What the operator set for the service holds for its jobs too: the interface between nodes, where
+# the host name resolves to the wrong one.
+_PASSED_ON: Final = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobRequest:
+    """What `Cluster.submit` is given besides the id."""
+
+    entrypoint: str
+    env: Mapping[str, str]
+    metadata: Mapping[str, str]
+
+
+def attempt_job(
+    record: ExperimentRecord, settings: Settings, *, attempt: int, environ: Mapping[str, str] = os.environ
+) -> JobRequest:
+    """Return the Ray job of one attempt; the same arguments give the same job."""
+    # The embedded Ray's nodes are this machine: this very interpreter. A cluster's image has its own.
+    python = sys.executable if settings.cpus is not None else "python"
+    word = _document(record, settings, attempt).encode()
+    return JobRequest(
+        entrypoint=f"{shlex.quote(python)} -m {_MODULES[record.kind]} --document {word}",
+        env=_environment(record, environ),
+        metadata={"experiment_id": record.id, "attempt": str(attempt), "kind": record.kind},
+    )
+
+
+def scaling_of(record: ExperimentRecord) -> ScalingSpec:
+    """Return the workers that one trial of the experiment asks for."""
+    base = record.spec if record.kind == "pretrain" else record.spec["base"]
+    return ScalingSpec.model_validate(base.get("scaling", {}))
+
+
+def _document(record: ExperimentRecord, settings: Settings, attempt: int) -> JobDocument:
+    parent = record.parent or {}
+    continues = parent.get("relation") == "continue" and "trial_id" in parent
+    datasets = settings.datasets
+    return JobDocument(
+        experiment_id=record.id,
+        name=record.name,
+        kind=record.kind,
+        attempt=attempt,
+        spec=record.spec,
+        storage=settings.storage_uri,
+        mlflow_uri=without_userinfo(settings.mlflow_uri) if settings.mlflow_uri else None,
+        datasets_dir=str(datasets.expanduser().absolute()) if datasets else None,
+        cache_dir=str(settings.cache_dir),
+        parent=ParentTrial(experiment_id=parent["experiment_id"], trial_id=parent["trial_id"]) if continues else None,
+    )
+
+
+def _environment(record: ExperimentRecord, environ: Mapping[str, str]) -> dict[str, str]:
+    return {
+        **_KNOBS,
+        # Named, because the default changes with Ray's version; the token itself is the node's to have.
+        "RAY_AUTH_MODE": environ.get("RAY_AUTH_MODE", "disabled"),
+        # Ray sets 1, or all of the machine's cores, by whether CPUs were asked for.
+        "OMP_NUM_THREADS": str(scaling_of(record).cpus_per_worker),
+        **{name: environ[name] for name in _PASSED_ON if name in environ},
+    }

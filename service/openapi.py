@@ -1,0 +1,105 @@
+"""The OpenAPI document: FastAPI's, with the bodies that are parsed by hand and the security in force.
+
+`python -m service.openapi` prints it; docs/ keeps a copy.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any, Final
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from service.auth import COOKIE, PERMISSION, PUBLIC
+from service.problems import MEDIA_TYPE
+from service.schemas import (
+    CloneRequest,
+    ContinueRequest,
+    ExperimentPatch,
+    FieldProblem,
+    PretrainSubmission,
+    SweepSubmission,
+    TokenRequest,
+)
+
+__all__ = ["VERSION", "install_openapi", "main"]
+
+VERSION: Final = "3.2.0"  # the first that describes event streams
+_BODIES: Final[tuple[type[BaseModel], ...]] = (
+    PretrainSubmission,
+    SweepSubmission,
+    ExperimentPatch,
+    CloneRequest,
+    ContinueRequest,
+    TokenRequest,
+    FieldProblem,
+)
+_PROBLEM: Final[dict[str, Any]] = {
+    "title": "Problem",
+    "description": f"RFC 9457, sent as {MEDIA_TYPE}",
+    "type": "object",
+    "required": ["type", "title", "status", "detail", "instance", "code", "retryable", "errors"],
+    "properties": {
+        "type": {"type": "string"},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "detail": {"type": "string"},
+        "instance": {"type": "string"},
+        "code": {"type": "string", "description": "stable; what programs branch on"},
+        "retryable": {"type": "boolean"},
+        "errors": {"type": "array", "items": {"$ref": "#/components/schemas/FieldProblem"}},
+    },
+}
+
+
+def install_openapi(app: FastAPI) -> None:
+    """Make `app.openapi()` return the whole document."""
+
+    def document() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = _document(app)
+        return app.openapi_schema
+
+    app.openapi_version = VERSION
+    app.openapi = document  # type: ignore[method-assign]  # FastAPI's documented way to extend it
+
+
+def _document(app: FastAPI) -> dict[str, Any]:
+    document = get_openapi(
+        title=app.title,
+        version=app.version,
+        openapi_version=app.openapi_version,
+        description=app.description,
+        routes=app.routes,
+    )
+    _, definitions = models_json_schema(
+        [(model, "validation") for model in _BODIES], ref_template="#/components/schemas/{model}"
+    )
+    schemas = document.setdefault("components", {}).setdefault("schemas", {})
+    schemas |= {"Problem": _PROBLEM, **definitions["$defs"]}
+    for unused in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(unused, None)
+    document["components"]["securitySchemes"] = {
+        "bearer": {"type": "http", "scheme": "bearer"},
+        "cookie": {"type": "apiKey", "in": "cookie", "name": COOKIE},
+    }
+    for operation in (operation for path in document["paths"].values() for operation in path.values()):
+        is_public = operation.get(PERMISSION) == PUBLIC
+        operation["security"] = [] if is_public else [{"bearer": []}, {"cookie": []}]
+    return document
+
+
+def main() -> None:
+    """Print the document."""
+    from service.app import describe_app
+
+    json.dump(describe_app().openapi(), sys.stdout, indent=1, sort_keys=True)
+    sys.stdout.write("\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""What can be named in a spec: data sets and studies."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import asdict
+from typing import Any
+
+from service.auth import needs
+from service.deps import ServicesDep, api_router
+from service.listing import DEFAULT_PAGE_SIZE, PageSize, PageToken, page_of_sequence
+from service.ports import Role
+from service.problems import Problem, responses
+from service.schemas import DatasetView, Items, StudyView
+from service.settings import Settings
+
+__all__ = ["router"]
+
+router = api_router("catalogue")
+
+
+@router.get(
+    "/datasets",
+    operation_id="listDatasets",
+    summary="List the data sets",
+    openapi_extra=needs(Role.VIEWER),
+)
+async def datasets(
+    services: ServicesDep, page_size: PageSize = DEFAULT_PAGE_SIZE, page_token: PageToken = ""
+) -> Items[DatasetView]:
+    """Return every data set; what cannot be used says why in `problem`."""
+    found = await asyncio.to_thread(_datasets, services.settings)
+    key = services.paging_key
+    items, token = page_of_sequence(found, name="datasets", page_size=page_size, page_token=page_token, key=key)
+    return Items(items=items, next_page_token=token)
+
+
+@router.get(
+    "/datasets/{name}",
+    operation_id="getDataset",
+    summary="Show one data set",
+    responses=responses(404),
+    openapi_extra=needs(Role.VIEWER),
+)
+async def dataset(name: str, services: ServicesDep) -> DatasetView:
+    """Return one data set."""
+    for found in await asyncio.to_thread(_datasets, services.settings):
+        if found.name == name:
+            return found
+    raise Problem(404, "dataset_not_found", f"there is no data set {name[:64]!r}; see /datasets")
+
+
+def _datasets(settings: Settings) -> list[DatasetView]:
+    from trainer.data.catalogue import list_datasets  # numpy comes with it
+
+    return [DatasetView.model_validate(asdict(info)) for info in list_datasets(settings.datasets)]
+
+
+@router.get(
+    "/studies",
+    operation_id="listStudies",
+    summary="List the catalogue of sweeps",
+    openapi_extra=needs(Role.VIEWER),
+)
+async def studies(
+    services: ServicesDep, page_size: PageSize = DEFAULT_PAGE_SIZE, page_token: PageToken = ""
+) -> Items[StudyView]:
+    """Return every study: a named sweep that answers one question of the paper."""
+    key = services.paging_key
+    items, token = page_of_sequence(_studies(), name="studies", page_size=page_size, page_token=page_token, key=key)
+    return Items(items=items, next_page_token=token)
+
+
+@router.get(
+    "/studies/{name}",
+    operation_id="getStudy",
+    summary="Show one study",
+    responses=responses(404),
+    openapi_extra=needs(Role.VIEWER),
+)
+async def study(name: str) -> StudyView:
+    """Return one study with what it sweeps at each size."""
+    for found in _studies():
+        if found.name == name:
+            return found
+    raise Problem(404, "study_not_found", f"there is no study {name[:64]!r}; see /studies")
+
+
+def _studies() -> list[StudyView]:
+    from tune_spaces.studies import list_studies
+
+    def view(each: Any) -> StudyView:
+        return StudyView.model_validate({**each.document(), "name": each.name, "description": each.description})
+
+    return [view(each) for each in list_studies()]

@@ -1,0 +1,92 @@
+"""What experiments produced: encoder bundles."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+
+from fastapi import Response
+
+from service.auth import needs
+from service.deps import CurrentCaller, OwnedExperiment, Services, ServicesDep, api_router
+from service.experiment import State
+from service.listing import DEFAULT_PAGE_SIZE, PageSize, PageToken, page_of_states
+from service.ports import ExperimentRecord, Role
+from service.problems import Problem, responses
+from service.schemas import EncoderView, Items
+from trainer.context import PRETRAIN_TRIAL_ID, experiment_key, trial_key
+
+__all__ = ["router"]
+
+router = api_router("encoders")
+
+ZIP = "application/zip"
+
+
+@router.get(
+    "/experiments/{experiment_id}/encoder",
+    operation_id="downloadEncoder",
+    summary="Download the encoder bundle of the best trial",
+    response_class=Response,
+    responses={
+        200: {"description": "The bundle", "content": {ZIP: {"schema": {"type": "string", "format": "binary"}}}},
+        **responses(404, 409),
+    },
+    openapi_extra=needs(Role.VIEWER),
+)
+async def download(record: OwnedExperiment, services: ServicesDep) -> Response:
+    """Return the bundle as a zip with its sha256 in Repr-Digest (RFC 9530)."""
+    marker = await services.read_json(experiment_key(record.id, "complete.json")) or {}
+    trial = _trial_of(marker, record)
+    bundle = await services.read_blob(trial_key(record.id, trial, "encoder.zip")) if trial else None
+    if bundle is None:
+        detail = f"the experiment is {record.state}; there is an encoder once a trial has succeeded"
+        raise Problem(409, "encoder_not_ready", detail, state=record.state.value)
+    digest = base64.b64encode(hashlib.sha256(bundle).digest()).decode()
+    headers = {
+        "Content-Disposition": f'attachment; filename="{record.id}-{trial}-encoder.zip"',
+        "Repr-Digest": f"sha-256=:{digest}:",
+    }
+    return Response(bundle, media_type=ZIP, headers=headers)
+
+
+def _trial_of(marker: dict[str, object], record: ExperimentRecord) -> str | None:
+    best = marker.get("best")
+    if isinstance(best, dict) and isinstance(best.get("trial"), str):
+        return str(best["trial"])
+    is_alone = record.kind == "pretrain" and marker.get("state") == "succeeded"
+    return PRETRAIN_TRIAL_ID if is_alone else None
+
+
+@router.get(
+    "/encoders",
+    operation_id="listEncoders",
+    summary="List the encoders that can be downloaded, newest experiment first",
+    openapi_extra=needs(Role.VIEWER),
+)
+async def list_(
+    services: ServicesDep, caller: CurrentCaller, page_size: PageSize = DEFAULT_PAGE_SIZE, page_token: PageToken = ""
+) -> Items[EncoderView]:
+    """Return the best encoder of each experiment that succeeded."""
+    records, token = await page_of_states(
+        (State.SUCCEEDED,), services, caller=caller, page_size=page_size, page_token=page_token
+    )
+    views = [await _view(record, services) for record in records]
+    return Items(items=[view for view in views if view is not None], next_page_token=token)
+
+
+async def _view(record: ExperimentRecord, services: Services) -> EncoderView | None:
+    marker = await services.read_json(experiment_key(record.id, "complete.json")) or {}
+    trial = _trial_of(marker, record)
+    if trial is None:
+        return None
+    best = marker.get("best") or {}
+    return EncoderView(
+        experiment_id=record.id,
+        experiment_name=record.name,
+        trial=trial,
+        metric=best.get("metric"),
+        value=best.get("value"),
+        finished_at=record.finished_at,
+        href=f"/experiments/{record.id}/encoder",
+    )

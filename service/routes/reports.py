@@ -1,0 +1,108 @@
+"""What came out, for reading: the report of one experiment, and several side by side."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Annotated, Final, Literal
+
+from fastapi import Query, Response
+
+from service.auth import needs
+from service.comparison import compare
+from service.deps import CurrentCaller, OwnedExperiment, Services, ServicesDep, api_router, find_owned
+from service.experiments_view import view_experiment
+from service.ports import ExperimentRecord, Role
+from service.pretrain_report import as_html, as_markdown, pretrain_report
+from service.problems import Problem, responses
+from service.schemas import Comparison, ExperimentView, FieldProblem
+from service.submission import refuse
+from service.trials_view import read_trials
+from trainer.context import experiment_key
+
+__all__ = ["router"]
+
+router = api_router("reports")
+
+MAX_COMPARED: Final = 20
+# A report is a page to read: its own styles and pictures, no script, and nothing of this origin.
+HTML_POLICY: Final = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+_MEDIA_TYPES: Final = {
+    "html": "text/html; charset=utf-8",
+    "json": "application/json",
+    "md": "text/markdown; charset=utf-8",
+}
+
+
+@router.get(
+    "/experiments/{experiment_id}/report",
+    operation_id="getReport",
+    summary="Read the report",
+    response_class=Response,
+    responses={
+        200: {
+            "description": "The report",
+            "content": {
+                "text/html": {"schema": {"type": "string"}},
+                "application/json": {"schema": {"type": "object"}},
+                "text/markdown": {"schema": {"type": "string"}},
+            },
+        },
+        **responses(404, 409),
+    },
+    openapi_extra=needs(Role.VIEWER),
+)
+async def report(
+    record: OwnedExperiment,
+    services: ServicesDep,
+    format_: Annotated[Literal["html", "json", "md"], Query(alias="format")] = "json",
+) -> Response:
+    """Return a sweep's report as the sweep wrote it, or a pretraining's as it stands now."""
+    body = await services.read_blob(experiment_key(record.id, f"report.{format_}"))
+    if body is None and record.kind == "sweep":
+        detail = f"the sweep is {record.state}; it writes its report when trials have ended"
+        raise Problem(409, "report_not_ready", detail, state=record.state.value)
+    if body is None:
+        body = (await _pretrain(record, services, format_)).encode()
+    headers = {"Content-Security-Policy": HTML_POLICY} if format_ == "html" else {}
+    return Response(body, media_type=_MEDIA_TYPES[format_], headers=headers)
+
+
+async def _pretrain(record: ExperimentRecord, services: Services, format_: str) -> str:
+    view = await view_experiment(record, services)
+    trials = await read_trials(record, services) if record.attempt else []
+    document = pretrain_report(view, trials[0] if trials else None)
+    if format_ == "json":
+        return json.dumps(document)
+    return as_markdown(document) if format_ == "md" else as_html(document)
+
+
+@router.get(
+    "/compare",
+    operation_id="compareExperiments",
+    summary="See experiments side by side",
+    responses=responses(404),
+    openapi_extra=needs(Role.VIEWER),
+)
+async def side_by_side(
+    services: ServicesDep,
+    caller: CurrentCaller,
+    ids: Annotated[str, Query(max_length=2048, description="comma-separated ids")],
+) -> Comparison:
+    """Return what each reached and the paths at which their specs differ."""
+    wanted = list(dict.fromkeys(id_.strip() for id_ in ids.split(",") if id_.strip()))
+    if not 1 <= len(wanted) <= MAX_COMPARED:
+        detail = f"ids: {len(wanted)} experiments; name 1 to {MAX_COMPARED}"
+        refuse([FieldProblem(pointer="/query/ids", code="count_invalid", detail=detail, allowed=f"1..{MAX_COMPARED}")])
+    records = [await find_owned(id_, services=services, caller=caller) for id_ in wanted]
+    views = await asyncio.gather(*(view_experiment(record, services) for record in records))
+    metrics = await asyncio.gather(
+        *(_best_metrics(record, view, services) for record, view in zip(records, views, strict=True))
+    )
+    return compare(views, dict(zip(wanted, metrics, strict=True)))
+
+
+async def _best_metrics(record: ExperimentRecord, view: ExperimentView, services: Services) -> dict[str, float | None]:
+    trials = await read_trials(record, services) if record.attempt else []
+    chosen = view.best.trial if view.best else None
+    return next((trial.metrics for trial in trials if chosen in (None, trial.id)), {})

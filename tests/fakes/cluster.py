@@ -1,0 +1,218 @@
+"""A Ray cluster in memory whose time is a clock that tests move.
+
+Jobs start a moment after they were submitted, work for a while, and leave the markers that
+`trainer.job` describes. How an attempt goes is its fate; work that was done is kept, as by a
+checkpoint, for the next attempt. It passes the conformance suite of `ports.Cluster`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Literal
+
+from service.errors import ClusterUnavailable
+from service.ports import Capacity, JobObservation, JobStatus
+from tests.fakes.clock import Clock
+from tests.fakes.tracking import FakeTracking
+from trainer.context import JobDocument, experiment_key
+from trainer.storage import BlobMissing, Storage
+
+Fate = Literal["work", "crash", "error", "bug", "deaf", "linger"]
+"""work: to the end. crash: dies half-way without a word. error: fails for good. bug: fails, may be
+tried again. deaf: works, but reads no wish to stop. linger: works, but its process does not end."""
+
+START_S = 1.0
+EXIT_S = 2.0  # from SIGINT to the end
+_LIVING = (JobStatus.PENDING, JobStatus.RUNNING)
+
+
+@dataclass(kw_only=True)
+class FakeJob:
+    submission_id: str
+    entrypoint: str
+    env: Mapping[str, str]
+    metadata: Mapping[str, str]
+    submitted_at: datetime
+    document: JobDocument | None
+    fate: Fate
+    status: JobStatus = JobStatus.PENDING
+    interrupted_at: datetime | None = None
+    worked_until: datetime | None = None
+    logs: str = ""
+
+    @property
+    def is_living(self) -> bool:
+        return self.status in _LIVING
+
+
+class FakeCluster:
+    def __init__(
+        self, *, clock: Clock, blobs: Storage | None = None, tracking: FakeTracking | None = None, work_s: float = 30.0
+    ) -> None:
+        self.clock = clock
+        self.blobs = blobs
+        self.tracking = tracking
+        self.work_s = work_s
+        self.total = Capacity(cpus_total=8, cpus_free=8, gpus_total=0, gpus_free=0, nodes=1)
+        self.is_down = False
+        self.jobs: dict[str, FakeJob] = {}
+        self.fates: dict[str, list[Fate]] = {}  # experiment id -> fates of its next attempts; then they work
+        self.worked_s: Counter[str] = Counter()
+        self.num_starts: Counter[str] = Counter()  # by submission id
+        self.most_living: Counter[str] = Counter()  # by experiment id: at the same time
+        self.num_heads_lost = 0
+        self.num_calls = 0
+
+    # --- what befalls clusters --------------------------------------------------------------------
+
+    def living(self, experiment_id: str) -> list[FakeJob]:
+        return [
+            job for job in self.jobs.values() if job.is_living and job.metadata.get("experiment_id") == experiment_id
+        ]
+
+    def kill(self, submission_id: str) -> None:
+        """End a job without a word."""
+        job = self.jobs[submission_id]
+        if job.is_living:
+            job.status = JobStatus.FAILED
+
+    def lose_head(self) -> None:
+        """Forget all jobs; their processes die with the head."""
+        self.jobs.clear()
+        self.num_heads_lost += 1
+
+    # --- the port ---------------------------------------------------------------------------------
+
+    async def ping(self) -> None:
+        self._answer()
+
+    async def submit(
+        self, submission_id: str, *, entrypoint: str, env: Mapping[str, str], metadata: Mapping[str, str]
+    ) -> None:
+        self._answer()
+        if submission_id in self.jobs:
+            return
+        word = entrypoint.rpartition("--document ")[2] if "--document " in entrypoint else None
+        document = JobDocument.decode(word) if word else None
+        fates = self.fates.get(document.experiment_id, []) if document else []
+        self.jobs[submission_id] = FakeJob(
+            submission_id=submission_id,
+            entrypoint=entrypoint,
+            env=env,
+            metadata=metadata,
+            submitted_at=self.clock.now,
+            document=document,
+            fate=fates.pop(0) if fates else "work",
+        )
+        self.num_starts[submission_id] += 1
+        if document:
+            num_living = len(self.living(document.experiment_id))
+            self.most_living[document.experiment_id] = max(num_living, self.most_living[document.experiment_id])
+
+    async def observe(self, submission_id: str) -> JobObservation:
+        self._answer()
+        job = self.jobs.get(submission_id)
+        return JobObservation(status=job.status if job else JobStatus.MISSING)
+
+    async def stop(self, submission_id: str) -> None:
+        self._answer()
+        job = self.jobs.get(submission_id)
+        if job is not None and job.is_living and job.interrupted_at is None:
+            job.interrupted_at = self.clock.now
+
+    async def logs(self, submission_id: str) -> str:
+        self._answer()
+        job = self.jobs.get(submission_id)
+        return job.logs if job else ""
+
+    async def capacity(self) -> Capacity:
+        self._answer()
+        return replace(self.total)
+
+    async def close(self) -> None:
+        pass
+
+    def _answer(self) -> None:
+        self.num_calls += 1
+        for job in self.jobs.values():
+            self._advance(job)
+        if self.is_down:
+            raise ClusterUnavailable("Ray does not answer")
+
+    # --- what jobs do -----------------------------------------------------------------------------
+
+    def _advance(self, job: FakeJob) -> None:
+        """Bring a job to where it is now."""
+        now = self.clock.now
+        began_at = job.submitted_at + timedelta(seconds=START_S)
+        if not job.is_living:
+            return
+        if job.interrupted_at is not None and now >= job.interrupted_at + timedelta(seconds=EXIT_S):
+            job.status = JobStatus.STOPPED
+        elif now >= began_at:
+            job.status = JobStatus.RUNNING
+            if job.document is None:
+                self._run_command(job, ran_s=(now - began_at).total_seconds())
+            else:
+                since = job.worked_until or began_at
+                job.worked_until = now
+                self._train(job, job.document, worked_s=(now - since).total_seconds())
+
+    def _run_command(self, job: FakeJob, *, ran_s: float) -> None:
+        name, _, argument = job.entrypoint.partition(" ")
+        if name == "echo":
+            job.logs = argument + "\n"
+        if name != "sleep" or ran_s >= float(argument):
+            job.status = JobStatus.FAILED if name == "false" else JobStatus.SUCCEEDED
+
+    def _train(self, job: FakeJob, document: JobDocument, *, worked_s: float) -> None:
+        experiment_id = document.experiment_id
+        prefix = f"attempts/{document.attempt}/"
+        self.worked_s[experiment_id] += worked_s  # type: ignore[assignment] # a Counter of seconds
+        self._tabulate(document, "running")
+        done = self.worked_s[experiment_id]
+        wish = self._read(experiment_id, "stop.json") or {}
+        if job.fate != "deaf" and wish.get("attempt") == document.attempt:
+            self._write(experiment_id, f"{prefix}stopped.json", {"kind": wish["kind"]})
+            job.status = JobStatus.SUCCEEDED
+        elif job.fate == "crash" and done >= self.work_s / 2:
+            job.status = JobStatus.FAILED
+        elif job.fate == "error":
+            failure = {"code": "non_finite_loss", "message": "loss is NaN at step 3", "retryable": False}
+            self._write(experiment_id, f"{prefix}failure.json", failure)
+            job.status = JobStatus.FAILED
+        elif job.fate == "bug":
+            failure = {"code": "internal_error", "message": "KeyError: 'x'", "retryable": True}
+            self._write(experiment_id, f"{prefix}failure.json", failure)
+            job.status = JobStatus.FAILED
+        elif done >= self.work_s:
+            self._tabulate(document, "succeeded")
+            best = {"trial": "t0000", "metric": "knn_accuracy", "value": 0.5}
+            complete = {"state": "succeeded", "attempt": document.attempt, "best": best, "reason": None}
+            self._write(experiment_id, "complete.json", complete)
+            job.status = JobStatus.RUNNING if job.fate == "linger" else JobStatus.SUCCEEDED
+
+    def _tabulate(self, document: JobDocument, state: str) -> None:
+        run_id = None
+        if self.tracking is not None and not self.tracking.is_down:
+            self.tracking.ensure_run(document.experiment_id)
+            run_id = self.tracking.ensure_run(document.experiment_id, "t0000").run_id
+        row = {"id": "t0000", "state": state, "params": {}, "attempt": document.attempt, "mlflow_run_id": run_id}
+        self._write(document.experiment_id, "trials.json", {"trials": [row]})
+
+    def _read(self, experiment_id: str, name: str) -> dict[str, object] | None:
+        assert self.blobs is not None
+        try:
+            return dict(json.loads(self.blobs.read(experiment_key(experiment_id, name))))
+        except BlobMissing:
+            return None
+
+    def _write(self, experiment_id: str, name: str, document: Mapping[str, object]) -> None:
+        assert self.blobs is not None
+        data = json.dumps(document).encode()
+        if self._read(experiment_id, name) != document:
+            self.blobs.write(experiment_key(experiment_id, name), data)

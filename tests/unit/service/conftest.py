@@ -1,0 +1,30 @@
+"""What tests of the service share: a migrated database to copy, and the HTTP app on it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from service import migrations
+from tests.harness.http_app import HttpApp, http_app
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def migrated_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("database") / "simclr.db"
+    migrations.upgrade(f"sqlite+aiosqlite:///{path}")
+    return path
+
+
+@pytest.fixture
+async def service(tmp_path: Path, migrated_database: Path, datasets_dir: Path) -> AsyncIterator[HttpApp]:
+    """Yield an embedded service: loopback, no tokens."""
+    async with http_app(tmp_path, database=migrated_database, datasets=datasets_dir) as running:
+        yield running

@@ -1,0 +1,151 @@
+"""Connections: what is refused, what is out of reach, and what a transaction leaves behind."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError
+
+from service.database import Database
+from service.errors import SettingsError, StoreUnavailable
+
+Use = Callable[[Database], Awaitable[Any]]
+
+
+def used(address: str, use: Use, *, wait_s: float = 1.0) -> Any:
+    async def run() -> Any:
+        database = Database(address, wait_s=wait_s)
+        try:
+            return await use(database)
+        finally:
+            await database.close()
+
+    return asyncio.run(run())
+
+
+@pytest.fixture
+def address(tmp_path: Path) -> str:
+    address = f"sqlite+aiosqlite:///{tmp_path / 'simclr.db'}"
+
+    async def fill(database: Database) -> None:
+        async with database.write() as connection:
+            await connection.execute(text("CREATE TABLE parents (id TEXT PRIMARY KEY)"))
+            await connection.execute(text("CREATE TABLE children (parent TEXT REFERENCES parents (id))"))
+
+    used(address, fill)
+    return address
+
+
+async def count(database: Database, table: str = "parents") -> int:
+    async with database.read() as connection:
+        return int((await connection.execute(text(f"SELECT count(*) FROM {table}"))).scalar_one())  # noqa: S608 - our own name
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["nonsense hunter2", "mysql+aiomysql://ada:hunter2@host/db", "sqlite+aiosqlite://", "sqlite+aiosqlite:///:memory:"],
+)
+def test_an_address_of_no_use_is_refused_without_its_secrets(address: str) -> None:
+    with pytest.raises(SettingsError, match="SIMCLR_DATABASE_URL") as error:
+        Database(address, wait_s=1)
+    assert "hunter2" not in str(error.value)
+
+
+def test_a_server_out_of_reach_is_unavailable_and_its_address_stays_secret() -> None:
+    with pytest.raises(StoreUnavailable) as error:
+        used("postgresql+psycopg://ada:hunter2@127.0.0.1:1/simclr", count)
+    assert not any(secret in str(error.value) for secret in ("hunter2", "127.0.0.1", "ada"))
+    assert error.value.__cause__ is not None
+
+
+@pytest.mark.parametrize("content", [b"no database at all" * 100, None])
+def test_a_file_that_is_no_database_is_unavailable(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "simclr.db"
+    path.mkdir() if content is None else path.write_bytes(content)
+    with pytest.raises(StoreUnavailable):
+        used(f"sqlite+aiosqlite:///{path}", count)
+
+
+def test_a_full_disk_is_unavailable_and_what_was_stored_stays(address: str) -> None:
+    async def use(database: Database) -> int:
+        async with database.write() as connection:
+            await connection.execute(text("INSERT INTO parents VALUES ('a')"))
+            num_pages = (await connection.execute(text("PRAGMA page_count"))).scalar_one()
+            await connection.execute(text(f"PRAGMA max_page_count = {num_pages}"))
+        with pytest.raises(StoreUnavailable):
+            async with database.write() as connection:
+                await connection.execute(text("INSERT INTO parents VALUES (zeroblob(1000000))"))
+        return await count(database)
+
+    assert used(address, use) == 1
+
+
+def test_an_error_undoes_the_transaction_and_passes_as_it_is(address: str) -> None:
+    async def use(database: Database) -> int:
+        with pytest.raises(IntegrityError):  # noqa: PT012 - the first statement is what must be undone
+            async with database.write() as connection:
+                await connection.execute(text("INSERT INTO parents VALUES ('a')"))
+                await connection.execute(text("INSERT INTO parents VALUES ('a')"))
+        return await count(database)
+
+    assert used(address, use) == 0
+
+
+def test_foreign_keys_hold(address: str) -> None:
+    async def use(database: Database) -> None:
+        async with database.write() as connection:
+            await connection.execute(text("INSERT INTO children VALUES ('nobody')"))
+
+    with pytest.raises(IntegrityError):
+        used(address, use)
+
+
+def test_commits_are_synced_to_disk_in_a_log_beside_the_file(address: str) -> None:
+    async def use(database: Database) -> tuple[Any, Any]:
+        async with database.write() as connection:
+            journal = (await connection.execute(text("PRAGMA journal_mode"))).scalar_one()
+            synchronous = (await connection.execute(text("PRAGMA synchronous"))).scalar_one()
+        return journal, synchronous
+
+    assert used(address, use) == ("wal", 2)
+
+
+def test_writers_queue_where_others_would_find_the_file_locked(address: str) -> None:
+    async def write(database: Database, number: int) -> None:
+        async with database.write() as connection:
+            known = (await connection.execute(text("SELECT count(*) FROM parents"))).scalar_one()
+            await connection.execute(text("INSERT INTO parents VALUES (:id)"), {"id": f"{known}"})
+
+    async def use(database: Database) -> int:
+        await asyncio.gather(*(write(database, number) for number in range(40)))
+        return await count(database)
+
+    assert used(address, use) == 40
+
+
+def test_a_reader_sees_one_moment_and_never_waits_for_a_writer(address: str) -> None:
+    async def use(database: Database) -> None:
+        async with database.read() as reader:
+            before = (await reader.execute(text("SELECT count(*) FROM parents"))).scalar_one()
+            async with database.write() as writer:
+                await writer.execute(text("INSERT INTO parents VALUES ('a')"))
+                assert await count(database) == 0
+            assert (await reader.execute(text("SELECT count(*) FROM parents"))).scalar_one() == before
+        assert await count(database) == 1
+
+    used(address, use)
+
+
+def test_a_writer_who_waits_too_long_for_the_others_is_told(address: str) -> None:
+    async def use(database: Database) -> None:
+        async with database.write():
+            with pytest.raises(StoreUnavailable):
+                async with database.write():
+                    pass
+
+    used(address, use, wait_s=0.05)

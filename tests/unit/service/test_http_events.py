@@ -1,0 +1,127 @@
+"""The event stream: in order, resumable, alive, and over when the experiment is."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from service import event_stream as stream_module
+from service.event_feed import EventFeed
+from service.experiment import State
+from service.problems import Problem
+from tests.harness.http_app import HttpApp, assert_problem, events_of
+
+pytestmark = pytest.mark.anyio
+
+
+async def finished(service: HttpApp) -> str:
+    created = await service.submit()
+    await service.run(created["id"])
+    await service.store.append_event(created["id"], "trial", {"id": "t0000", "state": "running"})
+    await service.succeed(created["id"])
+    return str(created["id"])
+
+
+async def test_a_finished_experiment_is_told_in_full_and_the_stream_ends(service: HttpApp) -> None:
+    experiment_id = await finished(service)
+
+    answer = await service.http.get(f"/experiments/{experiment_id}/events")
+
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    events = [event for event in events_of(answer.text) if event[0] in ("state", "trial")]
+    assert [(kind, data["state"]) for kind, _, data in events] == [
+        ("state", "queued"),
+        ("state", "starting"),
+        ("state", "running"),
+        ("trial", "running"),
+        ("state", "succeeded"),
+    ]
+    ids = [int(id_ or 0) for _, id_, _ in events]
+    assert ids == sorted(set(ids))
+
+
+async def test_a_stream_resumes_behind_the_last_event_without_loss_or_repeats(service: HttpApp) -> None:
+    experiment_id = await finished(service)
+    url = f"/experiments/{experiment_id}/events"
+    whole = [id_ for _, id_, _ in events_of((await service.http.get(url)).text) if id_]
+
+    for place, last in enumerate(whole):
+        rest = await service.http.get(url, headers={"Last-Event-ID": last})
+        assert [id_ for _, id_, _ in events_of(rest.text) if id_] == whole[place + 1 :]
+
+
+@pytest.mark.parametrize("last", ["x", "-1", "1.5", "9" * 30, "²"])
+async def test_a_malformed_last_event_id_is_refused(service: HttpApp, last: str) -> None:
+    created = await service.submit()
+    headers = {"Last-Event-ID": last.encode()}
+
+    assert_problem(await service.http.get(f"/experiments/{created['id']}/events", headers=headers), 400)
+
+
+async def test_points_and_lines_come_before_the_state_that_ends_the_stream(service: HttpApp) -> None:
+    created = await service.submit()
+    following = asyncio.create_task(service.http.get(f"/experiments/{created['id']}/events"))
+    await service.until_watched()
+    await service.run(created["id"], num_steps=3)
+    service.job(created["id"]).logs = "epoch 1\nepoch 2\n"
+    await service.succeed(created["id"])
+
+    events = events_of((await asyncio.wait_for(following, 10)).text)
+
+    points = [data for kind, _, data in events if kind == "metric"]
+    assert [(point["trial"], point["step"], point["metrics"]["loss"]) for point in points] == [
+        ("t0000", step, 6.0 / step) for step in (1, 2, 3)
+    ]
+    assert [data["lines"] for kind, _, data in events if kind == "log"] == [["epoch 1", "epoch 2"]]
+    assert events[-1][0] == "state"
+
+
+async def test_a_quiet_stream_shows_that_it_lives(service: HttpApp, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream_module, "HEARTBEAT_S", 0.0)
+    created = await service.submit()
+    record = await service.store.get(created["id"])
+    stream = stream_module.event_stream(record, service.app.state.services, after=0)
+
+    async for event in stream:
+        if event.event == "heartbeat":
+            assert event.data == {"state": "queued"}
+            break
+    await stream.aclose()
+    assert service.app.state.services.feed.num_streams == 0
+
+
+async def test_the_stream_of_a_deleted_experiment_ends(service: HttpApp) -> None:
+    created = await service.submit()
+    following = asyncio.create_task(service.http.get(f"/experiments/{created['id']}/events"))
+    await service.until_watched()
+    await service.move(created["id"], State.PAUSED)
+    await service.store.delete(created["id"])
+
+    assert (await asyncio.wait_for(following, 10)).status_code == 200
+
+
+async def test_the_feed_wakes_those_who_watch_an_experiment_with_news(service: HttpApp) -> None:
+    one, other = (await service.submit())["id"], (await service.submit())["id"]
+    feed, stop = EventFeed(service.store, poll_interval_s=0.01), asyncio.Event()
+    running = asyncio.create_task(feed.run(stop))
+    async with feed.subscribe(one) as news_of_one, feed.subscribe(other) as news_of_other:
+        await asyncio.wait_for(asyncio.gather(news_of_one.wait(), news_of_other.wait()), 5)
+        news_of_one.clear()
+        news_of_other.clear()
+        await service.move(one, State.PAUSED)
+        await asyncio.wait_for(news_of_one.wait(), 5)
+        assert not news_of_other.is_set()
+    stop.set()
+    await asyncio.wait_for(running, 5)
+
+
+async def test_streams_past_the_limit_are_asked_to_come_back(service: HttpApp) -> None:
+    feed = EventFeed(service.store, max_streams=1)
+    feed.ensure_room()
+    async with feed.subscribe("exp_a"):
+        with pytest.raises(Problem) as caught:
+            feed.ensure_room()
+
+    assert caught.value.status == 429
+    feed.ensure_room()

@@ -1,0 +1,71 @@
+"""The app as it runs: its loops start, survive crashes and end; a bad start is refused."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from tests.harness.http_app import HttpApp, events_of, http_app
+
+from service.app import build
+from service.background import keep_running
+from service.errors import SettingsError
+from service.settings import Settings
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_a_submitted_experiment_is_dispatched_and_a_forced_delete_is_kept(service: HttpApp) -> None:
+    async with service.app.router.lifespan_context(service.app):
+        created = await service.submit()
+        following = asyncio.create_task(service.http.get(f"/experiments/{created['id']}/events"))
+        while not service.cluster.jobs:  # noqa: ASYNC110 - the dispatcher submits when it gets to it
+            await asyncio.sleep(0.01)
+        deleted = await service.http.delete(f"/experiments/{created['id']}?force=true")
+        assert deleted.status_code in (202, 204)
+        service.cluster.clock.advance(3600)
+        stream = await asyncio.wait_for(following, 20)
+
+    states = [data["state"] for kind, _, data in events_of(stream.text) if kind == "state"]
+    assert states[:2] == ["queued", "starting"]
+
+
+async def test_an_open_address_without_a_token_does_not_start(tmp_path: Path, migrated_database: Path) -> None:
+    async with http_app(tmp_path, database=migrated_database, host="192.0.2.1") as service:
+        with pytest.raises(SettingsError, match="SIMCLR_BOOTSTRAP_TOKEN"):
+            async with service.app.router.lifespan_context(service.app):
+                pass
+
+
+def test_without_ray_and_mlflow_nothing_is_built(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="simclr serve"):
+        build(Settings(home=tmp_path))
+
+
+async def test_build_migrates_the_embedded_database_and_makes_real_adapters(tmp_path: Path) -> None:
+    addresses = {"ray_address": "http://127.0.0.1:1", "mlflow_uri": "http://127.0.0.1:1"}
+    app = build(Settings(home=tmp_path, **addresses))  # type: ignore[arg-type]  # both are strings
+    services = app.state.services
+
+    assert await services.store.list_tokens() == []
+    for adapter in (services.store, services.cluster, services.tracking):
+        await adapter.close()
+
+
+async def test_a_loop_that_crashes_is_started_again() -> None:
+    stop, num_starts = asyncio.Event(), 0
+
+    async def loop(ends: asyncio.Event) -> None:
+        nonlocal num_starts
+        num_starts += 1
+        if num_starts < 3:
+            raise RuntimeError("a bug")
+        await ends.wait()
+
+    running = asyncio.create_task(keep_running("loop", loop, stop, first_backoff_s=0.001))
+    while num_starts < 3:  # noqa: ASYNC110 - counted by the loop itself
+        await asyncio.sleep(0)
+    stop.set()
+    await asyncio.wait_for(running, 5)
+    assert num_starts == 3

@@ -1,0 +1,115 @@
+"""Migrations: from nothing to the tables of the code and back, and refusals with a way out."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+
+from service import migrations
+from service.database import blocking_engine
+from service.errors import SettingsError, StoreUnavailable
+from service.store import SqlStore
+from service.tables import metadata
+
+
+@pytest.fixture
+def address(tmp_path: Path) -> str:
+    return f"sqlite+aiosqlite:///{tmp_path / 'new folder' / 'simclr 100%.db'}"
+
+
+def file_of(address: str) -> str:
+    return address.removeprefix("sqlite+aiosqlite:///")
+
+
+def set_revision(address: str, revision: str) -> None:
+    connection = sqlite3.connect(file_of(address))
+    with connection:
+        connection.execute("UPDATE alembic_version SET version_num = ?", (revision,))
+    connection.close()
+
+
+def test_an_upgrade_makes_the_tables_of_the_code(address: str) -> None:
+    migrations.upgrade(address)
+    assert migrations.current(address) == migrations.head()
+    with blocking_engine(address).begin() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_server_default": True})
+        assert compare_metadata(context, metadata) == []
+
+
+def test_an_upgrade_can_be_repeated(address: str) -> None:
+    migrations.upgrade(address)
+    migrations.upgrade(address)
+    migrations.check(address)
+
+
+def test_a_downgrade_leaves_nothing_and_can_be_undone(address: str) -> None:
+    migrations.upgrade(address)
+    migrations.downgrade(address, "base")
+    assert migrations.current(address) is None
+    connection = sqlite3.connect(file_of(address))
+    assert connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall() == [
+        ("alembic_version",)
+    ]
+    connection.close()
+    migrations.upgrade(address)
+    migrations.check(address)
+
+
+def test_upgrades_at_once_make_one(address: str) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(migrations.upgrade, [address] * 4))
+    migrations.check(address)
+
+
+def test_an_upgrade_that_fails_leaves_nothing_half_made(address: str) -> None:
+    migrations.upgrade(address)
+    migrations.downgrade(address, "base")
+    connection = sqlite3.connect(file_of(address))
+    connection.execute("CREATE TABLE tokens (id TEXT)")  # in the way of the last table
+    with pytest.raises(StoreUnavailable):
+        migrations.upgrade(address)
+    tables = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name").fetchall()
+    connection.close()
+    assert tables == [("alembic_version",), ("tokens",)]
+    assert migrations.current(address) is None
+
+
+def test_opening_an_empty_database_names_the_way_out(address: str) -> None:
+    migrations.upgrade(address)
+    migrations.downgrade(address, "base")
+    with pytest.raises(SettingsError, match="simclr db upgrade"):
+        asyncio.run(SqlStore.open(address))
+
+
+def test_opening_with_an_upgrade_asked_makes_the_database(address: str) -> None:
+    async def use() -> None:
+        store = await SqlStore.open(address, upgrade=True)
+        await store.ping()
+        await store.close()
+        await (await SqlStore.open(address)).close()
+
+    asyncio.run(use())
+
+
+@pytest.mark.parametrize("upgrade", [False, True])
+def test_a_database_of_a_newer_version_is_refused_and_left_alone(address: str, *, upgrade: bool) -> None:
+    migrations.upgrade(address)
+    set_revision(address, "9999")
+    with pytest.raises(SettingsError, match="newer than this version"):
+        asyncio.run(SqlStore.open(address, upgrade=upgrade))
+    assert migrations.current(address) == "9999"
+
+
+def test_a_database_that_cannot_be_reached_is_unavailable_and_keeps_its_secrets() -> None:
+    address = "postgresql+psycopg://ada:hunter2@127.0.0.1:1/simclr"
+    for call in (migrations.upgrade, migrations.check):
+        with pytest.raises(StoreUnavailable) as error:
+            call(address)
+        assert not any(secret in str(error.value) for secret in ("hunter2", "127.0.0.1", "ada"))
+        assert error.value.__cause__ is not None

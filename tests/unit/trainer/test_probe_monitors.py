@@ -1,0 +1,76 @@
+"""Collapse monitors and the paired test, at values known in closed form."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainer.probe.monitors import alignment, effective_rank, mean_std, uniformity
+from trainer.probe.paired import McNemar, mcnemar
+
+
+def test_collapsed_representations_have_no_spread_and_rank_one() -> None:
+    h_MR = torch.ones(50, 16)
+    assert mean_std(h_MR) == pytest.approx(0, abs=1e-12)
+    assert effective_rank(h_MR) == pytest.approx(1)
+
+
+def test_evenly_spread_representations_have_full_rank_and_std() -> None:
+    h_MR = torch.cat([torch.eye(8), -torch.eye(8)])
+    assert effective_rank(h_MR) == pytest.approx(8)
+    assert mean_std(h_MR) == pytest.approx(1 / math.sqrt(8))
+
+
+def test_rank_counts_equal_directions() -> None:
+    h_MR = torch.zeros(30, 10)
+    h_MR[:, :3] = torch.eye(3).repeat(10, 1)
+    assert effective_rank(5 * h_MR) == pytest.approx(3)
+
+
+def test_identical_views_align_and_opposite_views_are_farthest() -> None:
+    z_BD = torch.randn(10, 4, generator=torch.Generator().manual_seed(0))
+    assert alignment(torch.cat([z_BD, 3 * z_BD])) == pytest.approx(0, abs=1e-12)
+    assert alignment(torch.cat([z_BD, -z_BD])) == pytest.approx(4)
+
+
+def test_uniformity_is_the_log_of_the_mean_gaussian_potential() -> None:
+    z_BD = torch.tensor([[2.0, 0.0], [0.0, 1.0], [-3.0, 0.0]])  # pairs at squared distances 2, 4, 2
+    expected = math.log((2 * math.exp(-4) + math.exp(-8)) / 3)
+    assert uniformity(torch.cat([z_BD, z_BD])) == pytest.approx(expected)
+    assert uniformity(torch.ones(8, 3)) == pytest.approx(0)
+
+
+def test_mcnemar_matches_the_published_example() -> None:
+    """Of 25 discordant pairs, 6 against 19 (binomial tail computed by hand)."""
+    labels = np.zeros(40, np.int64)
+    first, second = labels.copy(), labels.copy()
+    first[:19] = 1
+    second[19:25] = 1
+    tail = sum(math.comb(25, k) for k in range(7)) / 2**25
+    found = mcnemar(first, second, labels=labels)
+    assert (found.num_only_first, found.num_only_second) == (6, 19)
+    assert found.p_exact == pytest.approx(2 * tail)
+    assert found.p_mid == pytest.approx(2 * tail - math.comb(25, 6) / 2**25)
+
+
+def test_equal_predictions_differ_in_nothing() -> None:
+    labels = np.arange(5)
+    assert mcnemar(labels, labels, labels=labels) == McNemar(0, 0, p_exact=1.0, p_mid=1.0)
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=60))
+def test_mcnemar_is_symmetric_and_a_probability(rows: list[tuple[int, int, int]]) -> None:
+    first, second, labels = np.array(rows, np.int64).T
+    one, other = mcnemar(first, second, labels=labels), mcnemar(second, first, labels=labels)
+    assert (one.p_exact, one.p_mid) == (other.p_exact, other.p_mid)
+    assert 0 < one.p_mid <= one.p_exact <= 1
+
+
+def test_vectors_of_unequal_length_are_refused() -> None:
+    with pytest.raises(ValueError, match="3 and 2 predictions for 3 labels"):
+        mcnemar(np.zeros(3, np.int64), np.zeros(2, np.int64), labels=np.zeros(3, np.int64))

@@ -1,0 +1,99 @@
+"""The catalogue: every study plans at every size, and says what the paper found as it is printed."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from trainer import metric_names
+from trainer.spec import spec_problems
+from tune_spaces.overrides import spec_paths
+from tune_spaces.plan import plan_sweep
+from tune_spaces.spec import SweepSpec, sweep_problems
+from tune_spaces.studies import SIZES, Study, get_study, list_studies
+
+STUDIES = [pytest.param(study, id=study.name) for study in list_studies()]
+DATA = {"data": {"dataset": "digits"}}
+
+
+def test_the_catalogue_is_complete() -> None:
+    assert {study.name for study in list_studies()} == {
+        "batch-size-epochs",
+        "temperature",
+        "loss",
+        "augmentation-pairs",
+        "colour-shortcut",
+        "colour-strength",
+        "model-size",
+        "projection-head",
+        "h-vs-z",
+    }
+
+
+@pytest.mark.parametrize("study", STUDIES)
+@pytest.mark.parametrize("size", SIZES)
+def test_a_study_plans_sound_trials_at_every_size(study: Study, size: str) -> None:
+    sweep = SweepSpec.model_validate({"base": DATA, "study": study.name, "size": size})
+    assert sweep_problems(sweep, has_labels=True) == []
+    trials = plan_sweep(sweep, 50_000).trials
+    assert trials
+    assert all(spec_problems(trial.spec) == [] for trial in trials)
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_the_smoke_size_is_small(study: Study) -> None:
+    trials = plan_sweep(SweepSpec.model_validate({"base": DATA, "study": study.name, "size": "smoke"}), 4000).trials
+    assert len(trials) <= 12
+    assert all(trial.spec.data.image_size <= 32 and trial.spec.epochs <= 3 for trial in trials)
+    assert {trial.spec.encoder.name for trial in trials} <= {"resnet8", "resnet14", "resnet20"}
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_a_study_speaks_of_fields_and_metrics_that_exist(study: Study) -> None:
+    paths = [*study.figure.x, *study.figure.series, *study.paper.settings]
+    paths += [path for claim in study.paper.claims for term in claim.terms for path in term.where]
+    assert {path.partition("#")[0] for path in paths} <= spec_paths()
+    metrics = {term.metric for claim in study.paper.claims for term in claim.terms if term.metric}
+    assert metrics | {study.metric, *study.figure.metrics} <= set(metric_names.ALL_METRICS)
+    numbers = study.paper.numbers
+    if numbers is not None:
+        assert set(numbers.columns) <= spec_paths() | set(metric_names.ALL_METRICS)
+        assert all(len(row) == len(numbers.columns) for row in numbers.rows)
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_claims_of_a_difference_weigh_their_sides_equally(study: Study) -> None:
+    for claim in study.paper.claims:
+        assert sum(term.weight for term in claim.terms) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("batch-size-epochs", (8192, 800, "linear", 0.69)),
+        ("temperature", (True, 0.1, 4.5, 0.878, 0.644)),
+        ("loss", ("nt_xent", False, 0.639)),
+        ("colour-strength", ("supervised", 1.0, True, 0.754)),
+    ],
+)
+def test_the_papers_numbers_are_as_printed(name: str, row: tuple[object, ...]) -> None:
+    study = get_study(name)
+    assert study is not None
+    assert study.paper.numbers is not None
+    assert row in study.paper.numbers.rows
+
+
+@pytest.mark.parametrize("name", ["augmentation-pairs", "model-size", "projection-head", "colour-shortcut"])
+def test_what_is_only_a_picture_has_no_numbers(name: str) -> None:
+    study = get_study(name)
+    assert study is not None
+    assert study.paper.numbers is None
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_the_document_is_json_with_the_trials_of_each_size(study: Study) -> None:
+    document = json.loads(json.dumps(study.document()))
+    assert document["name"] == study.name
+    assert document["description"]
+    assert all(document["sizes"][size]["trials"] >= 1 for size in SIZES)

@@ -1,0 +1,167 @@
+"""The driver's books: what it settles, adopts and says at the end, with no cluster at all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainer.context import JobDocument, ParentTrial, experiment_key
+from trainer.errors import Stopped, Superseded
+from trainer.storage import DirectoryStorage
+from trainer.trial_table import TrialRow, read_trial_table, write_trial_table
+from tune_spaces.referee import Referee
+from tune_spaces.spec import SweepSpec, complete, resolve
+from tune_spaces.sweep import SweepDriver, best_trial, end_of, run_sweep
+
+SPACE = {"loss.temperature": {"choice": [0.1, 0.5]}, "epochs": {"choice": [1, 2]}}
+SWEEP = SweepSpec.model_validate({"base": {"data": {"dataset": "digits"}}, "space": SPACE})
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> DirectoryStorage:
+    return DirectoryStorage(tmp_path / "storage")
+
+
+def document(tmp_path: Path, **changes: Any) -> JobDocument:
+    return JobDocument(
+        **{
+            "experiment_id": "exp_1",
+            "name": "tau",
+            "kind": "sweep",
+            "attempt": 1,
+            "spec": resolve(SWEEP),
+            "storage": str(tmp_path / "storage"),
+            "cache_dir": str(tmp_path / "cache"),
+            **changes,
+        }
+    )
+
+
+def leave_marker(job: JobDocument, storage: DirectoryStorage, trial: str, **marker: Any) -> None:
+    context = job.trial_context(trial)
+    record = {"state": "succeeded", "step": 9, "attempt": 1, "mlflow_run_id": f"run-{trial}", **marker}
+    storage.write(context.key("complete.json"), json.dumps(record).encode())
+    points = [["loss", 9, 2.5, 0], ["epoch", 9, 1.0, 0], ["knn_accuracy", 9, 0.1, 0]]
+    storage.write(context.key("metrics/entry-00000001.json"), json.dumps({"points": points}).encode())
+
+
+def table(storage: DirectoryStorage, experiment_id: str = "exp_1") -> dict[str, TrialRow]:
+    return {row.id: row for row in read_trial_table(storage, experiment_id)}
+
+
+def test_a_sweep_whose_trials_have_markers_is_settled_without_a_cluster(
+    tmp_path: Path, storage: DirectoryStorage
+) -> None:
+    job = document(tmp_path, attempt=2)
+    SweepDriver(complete(SWEEP), document(tmp_path), storage)
+    for index in range(4):
+        leave_marker(job, storage, f"t{index:04d}", metrics={"knn_accuracy": 0.5 + index / 10})
+    end = run_sweep(job, storage)
+    assert (end.state, end.best) == ("succeeded", {"trial": "t0003", "metric": "knn_accuracy", "value": 0.8})
+    row = table(storage)["t0003"]
+    assert row.params == {"loss.temperature": 0.5, "epochs": 2}
+    assert row.metrics == {"knn_accuracy": 0.8, "loss": 2.5, "epoch": 1.0}
+    assert (row.state, row.mlflow_run_id) == ("succeeded", "run-t0003")
+    for form in ("json", "md", "html"):
+        assert storage.read(experiment_key("exp_1", f"report.{form}"))
+
+
+def test_a_new_attempt_runs_what_has_no_marker_and_no_final_failure(tmp_path: Path, storage: DirectoryStorage) -> None:
+    first = SweepDriver(complete(SWEEP), document(tmp_path), storage)
+    leave_marker(document(tmp_path), storage, "t0000", metrics={"knn_accuracy": 0.5})
+    first.ledger.start("t0001")
+    first.ledger.fail("t0002", {"code": "non_finite_loss", "message": "nan", "retryable": False})
+    first.ledger.fail("t0003", {"code": "trial_crashed", "message": "killed", "retryable": True})
+    second = SweepDriver(complete(SWEEP), document(tmp_path, attempt=2), storage)
+    assert {trial_id: row.state for trial_id, row in table(storage).items()} == {
+        "t0000": "succeeded",
+        "t0001": "pending",
+        "t0002": "failed",
+        "t0003": "pending",
+    }
+    taken = [second.supply.take(), second.supply.take(), second.supply.take()]
+    assert [trial.id if trial else None for trial in taken] == ["t0001", "t0003", None]
+
+
+def test_an_older_driver_writes_no_more(tmp_path: Path, storage: DirectoryStorage) -> None:
+    old = SweepDriver(complete(SWEEP), document(tmp_path), storage)
+    SweepDriver(complete(SWEEP), document(tmp_path, attempt=2), storage)
+    before = table(storage)
+    old.ledger.start("t0000")
+    assert table(storage) == before
+    assert old.ledger.superseded is not None
+    with pytest.raises(Superseded):
+        old.ledger.write(is_last=True)
+
+
+@pytest.mark.parametrize(("kind", "state"), [("pause", "pending"), ("cancel", "cancelled")])
+def test_a_stop_before_the_end_leaves_the_rest_as_asked(
+    tmp_path: Path, storage: DirectoryStorage, monkeypatch: pytest.MonkeyPatch, kind: str, state: str
+) -> None:
+    job = document(tmp_path)
+    leave_marker(job, storage, "t0000", metrics={"knn_accuracy": 0.5})
+    write_trial_table(storage, "exp_1", [TrialRow(id="t0000", params={"loss.temperature": 0.1, "epochs": 1})])
+    storage.write(experiment_key("exp_1", "stop.json"), json.dumps({"attempt": 1, "kind": kind}).encode())
+    monkeypatch.setattr("tune_spaces.execution.run_trials", lambda *_, **__: None)
+    with pytest.raises(Stopped) as stopped:
+        run_sweep(job, storage)
+    assert stopped.value.context["kind"] == kind
+    assert [row.state for row in table(storage).values()] == ["succeeded", state, state, state]
+
+
+def test_a_continued_sweep_takes_over_what_is_the_same_trial(tmp_path: Path, storage: DirectoryStorage) -> None:
+    parent = document(tmp_path)
+    driver = SweepDriver(complete(SWEEP), parent, storage)
+    for trial in ("t0000", "t0001"):
+        leave_marker(parent, storage, trial, metrics={"knn_accuracy": 0.5})
+        storage.write(parent.trial_context(trial).key("encoder.zip"), b"bundle")
+    SweepDriver(complete(SWEEP), document(tmp_path, attempt=2), storage)
+    assert driver.sweep == complete(SWEEP)
+    changed = {"loss.temperature": {"choice": [0.1, 0.5]}, "epochs": {"choice": [1, 3]}}
+    other = SweepSpec.model_validate({"base": {"data": {"dataset": "digits"}}, "space": changed})
+    child = document(
+        tmp_path,
+        experiment_id="exp_2",
+        spec=resolve(other),
+        parent=ParentTrial(experiment_id="exp_1", trial_id="t0000"),
+    )
+    continued = SweepDriver(complete(other), child, storage)
+    assert [row.state for row in continued.ledger.rows.values()] == ["succeeded", "pending", "pending", "pending"]
+    assert storage.read(child.trial_context("t0000").key("encoder.zip")) == b"bundle"
+    assert continued.context("t0001").parent == ParentTrial(experiment_id="exp_1", trial_id="t0001")
+
+
+def row(trial: str, state: Any, value: float | None = None, message: str = "") -> TrialRow:
+    metrics = {} if value is None else {"knn_accuracy": value}
+    return TrialRow(id=trial, state=state, metrics=metrics, reason={"message": message} if message else None)
+
+
+def test_the_best_is_of_those_that_ran_to_their_ends() -> None:
+    rows = [row("a", "succeeded", 0.5), row("b", "stopped_early", 0.9), row("c", "succeeded", float("nan"))]
+    assert best_trial(complete(SWEEP), rows) == {"trial": "a", "metric": "knn_accuracy", "value": 0.5}
+    less = complete(SWEEP.model_copy(update={"mode": "min"}))
+    assert best_trial(less, [row("a", "succeeded", 0.5), row("b", "succeeded", 0.4)])["trial"] == "b"  # type: ignore[index]
+
+
+def test_all_failed_is_a_failure_with_the_first_cause() -> None:
+    end = end_of(complete(SWEEP), [row("a", "failed", message="nan at step 3"), row("b", "failed", message="other")])
+    assert end.state == "failed"
+    assert end.reason is not None
+    assert end.reason["code"] == "all_trials_failed"
+    assert "nan at step 3" in end.reason["message"]
+
+
+def test_the_referee_knows_after_a_restart_what_it_heard_before(tmp_path: Path) -> None:
+    asked = {"base": {"data": {"dataset": "digits"}}, "space": {"loss.temperature": {"choice": [0.1, 0.5]}}}
+    sweep = resolve(SweepSpec.model_validate({**asked, "scheduler": "asha"}))
+    places = {"sweep": sweep, "storage": str(tmp_path), "experiment_id": "exp_1", "epochs": {"a": 9, "b": 9}}
+    first = Referee(**places)
+    assert not first.report("a", 9, 1, {"knn_accuracy": 0.5})
+    assert not first.report("a", 9, 2, {"loss": 1.0}), "an epoch without the metric is not judged"
+    second = Referee(**places)
+    assert second.report("b", 9, 1, {"knn_accuracy": 0.4})
+    assert second.report("b", 9, 1, {"knn_accuracy": 0.9}), "an epoch heard again counts as it was first"
+    assert not second.report("c", 27, 1, {"knn_accuracy": 0.1}), "another schedule is another cohort"

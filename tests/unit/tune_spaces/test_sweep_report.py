@@ -1,0 +1,153 @@
+"""Reports: the answer, the figure, the paper's numbers, and text that stays text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from trainer.trial_table import TrialRow
+from tune_spaces.plan import PlannedTrial, plan_sweep
+from tune_spaces.render import render_html, render_json, render_markdown, render_report
+from tune_spaces.report import Report, build_report
+from tune_spaces.spec import SweepSpec, complete
+from tune_spaces.studies import list_studies
+
+DATA = {"data": {"dataset": "digits"}}
+ALL_VALUES = ("linear_accuracy", "linear_accuracy_z", "knn_accuracy", "entropy", "contrastive_accuracy")
+
+
+def report_of(
+    value: Callable[[PlannedTrial], float], *, name: str = "tau", failed: tuple[str, ...] = (), **fields: Any
+) -> Report:
+    sweep = complete(SweepSpec.model_validate({"base": DATA, **fields}))
+    rows = [
+        TrialRow(
+            id=trial.id,
+            state="failed" if trial.id in failed else "succeeded",
+            params=trial.params,
+            metrics=dict.fromkeys((sweep.metric, *ALL_VALUES), value(trial)),
+            reason={"message": "the loss became nan"} if trial.id in failed else None,
+        )
+        for trial in plan_sweep(sweep, 4000).trials
+    ]
+    return build_report(sweep, rows, name=name)
+
+
+def by_temperature(trial: PlannedTrial) -> float:
+    return 0.9 - 0.2 * trial.spec.loss.temperature / 10 + 0.001 * trial.seed - 0.1 * (not trial.spec.loss.normalize)
+
+
+@pytest.mark.parametrize("study", [study.name for study in list_studies()])
+def test_every_study_is_reported_in_every_form(study: str) -> None:
+    report = report_of(lambda trial: 0.5 + 0.01 * trial.seed, study=study, size="smoke")
+    forms = render_report(report)
+    assert set(forms) == {"report.json", "report.md", "report.html", "report.png"}
+    assert json.loads(forms["report.json"])["sentence"] == report.sentence
+    assert report.figure.x
+    assert any(value is not None for series in report.figure.series for value in series.values)
+
+
+def test_the_answer_the_intervals_and_the_papers_numbers_stand_together() -> None:
+    report = report_of(by_temperature, study="temperature", size="small")
+    assert report.verdict == "holds"
+    assert report.sentence.startswith("The paper's claim holds here")
+    best = report.settings[0]
+    assert best.params == {"loss.normalize": True, "loss.temperature": 0.05}
+    estimate = best.metrics["linear_accuracy"]
+    assert estimate is not None
+    assert estimate.num == 3
+    assert best.paper == {"entropy": 1.0, "contrastive_accuracy": 0.905, "linear_accuracy": 0.597}
+
+
+def test_the_best_is_compared_with_the_others_paired_by_seed() -> None:
+    report = report_of(by_temperature, study="temperature", size="small")
+    assert len(report.comparisons) == len(report.settings) - 1
+    assert all(comparison.is_told_apart for comparison in report.comparisons)
+
+
+def test_what_differs_from_the_paper_is_listed_and_axes_are_not() -> None:
+    differences = {
+        one.path: (one.here, one.paper) for one in report_of(by_temperature, study="temperature").differences
+    }
+    assert differences["encoder.name"] == ("resnet18", "resnet50")
+    assert differences["data.dataset"][0] == "digits"
+    assert "optim.base_lr" not in differences
+    assert "loss.temperature" not in differences
+
+
+def test_what_is_only_a_picture_is_said_to_be() -> None:
+    report = report_of(lambda _: 0.5, study="augmentation-pairs", size="smoke")
+    assert report.paper_note is not None
+    assert "picture" in report.paper_note
+    assert all(setting.paper == {} for setting in report.settings)
+
+
+def test_pairs_form_a_heat_map_with_single_operations_on_its_diagonal() -> None:
+    def value(trial: PlannedTrial) -> float:
+        return float(len(trial.spec.views.resolved_operations()))
+
+    figure = report_of(value, study="augmentation-pairs", size="smoke").figure
+    assert figure.x == ("crop_resize", "color_jitter")
+    cells = [[cell.mean for cell in series.values if cell is not None] for series in figure.series]
+    assert cells == [[2.0, 4.0], [4.0, 3.0]]
+
+
+def test_lines_have_the_supervised_column_beside_the_contrastive_one() -> None:
+    figure = report_of(lambda _: 0.5, study="colour-strength", size="paper").figure
+    assert figure.kind == "lines"
+    assert {series.name: series.paper for series in figure.series} == {
+        "simclr": (0.596, 0.61, 0.626, 0.632, 0.645),
+        "supervised": (0.77, 0.767, 0.765, 0.757, 0.754),
+    }
+
+
+def test_failed_trials_are_told_and_not_averaged() -> None:
+    report = report_of(lambda _: 0.5, failed=("t0001",), space={"epochs": {"choice": [1, 2]}})
+    assert report.failures == {"t0001": "the loss became nan"}
+    assert [setting.trials for setting in report.settings] == [("t0000",)]
+
+
+def test_a_sweep_without_a_study_has_a_sentence_and_no_verdict() -> None:
+    report = report_of(lambda trial: trial.spec.epochs / 10, space={"epochs": {"choice": [1, 2]}})
+    assert (report.verdict, report.best) == (None, "epochs = 2")
+    assert "no claim of the paper" in report.sentence
+
+
+def test_nothing_that_finished_is_a_report_too() -> None:
+    report = report_of(lambda _: 0.5, failed=("t0000",), space={"epochs": {"choice": [1]}})
+    assert "nothing to compare" in report.sentence
+    assert render_report(report)
+
+
+def test_the_users_text_is_inert() -> None:
+    name = "<script>alert(1)</script> | $x$ [a](b) {{ 7*7 }}"
+    report = report_of(lambda _: 0.5, name=name, space={"epochs": {"choice": [1, 2]}})
+    page = render_html(report)
+    assert "<script" not in page
+    assert "{{ 7*7 }}" in page
+    title = render_markdown(report).splitlines()[0]
+    assert "<script>" not in title
+    assert "\\|" in title
+    assert "\\[a\\]" in title
+
+
+def test_the_page_loads_nothing() -> None:
+    page = render_html(report_of(lambda _: 0.5, space={"epochs": {"choice": [1, 2]}}))
+    assert "<svg" in page
+    for loading in ("<script", "<link", "<img", "@import", " src="):
+        assert loading not in page
+
+
+def test_a_thousand_trials_are_reported() -> None:
+    report = report_of(
+        lambda trial: trial.spec.loss.temperature,
+        space={"loss.temperature": {"uniform": [0.1, 1.0]}},
+        search="random",
+        num_samples=1000,
+        limits={"max_trials": 1000},
+    )
+    assert len(json.loads(render_json(report))["settings"]) == 1000
+    assert len(report.figure.x) <= 30

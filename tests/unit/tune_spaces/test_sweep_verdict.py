@@ -1,0 +1,91 @@
+"""Verdicts: the stated rule on synthetic trial tables."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from trainer.trial_table import TrialRow
+from tune_spaces.estimate import estimate
+from tune_spaces.observations import Observations
+from tune_spaces.plan import plan_sweep
+from tune_spaces.spec import SweepSpec, complete
+from tune_spaces.studies import Claim, Term
+from tune_spaces.verdict import judge_claim, overall, sentence
+
+SPACE = {"loss.temperature": {"choice": [0.1, 1.0]}}
+CLAIM = Claim(
+    text="0.1 does better than 1.0",
+    terms=(
+        Term(weight=1, where={"loss.temperature": "first"}),
+        Term(weight=-1, where={"loss.temperature": "last"}),
+    ),
+)
+
+
+def observations(values: dict[float, list[float]], *, seeds: list[int]) -> Observations:
+    document: dict[str, Any] = {"base": {"data": {"dataset": "digits"}}, "space": SPACE, "seeds": seeds}
+    sweep = complete(SweepSpec.model_validate(document))
+    rows = [
+        TrialRow(
+            id=trial.id,
+            state="succeeded",
+            params=trial.params,
+            metrics={"knn_accuracy": values[trial.params["loss.temperature"]][seeds.index(trial.seed)]},
+        )
+        for trial in plan_sweep(sweep, 1000).trials
+    ]
+    return Observations(sweep, rows)
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "verdict", "words"),
+    [
+        ([0.80, 0.82, 0.81], [0.70, 0.71, 0.72], "holds", "holds here"),
+        ([0.70, 0.71, 0.72], [0.80, 0.82, 0.81], "does_not", "does not hold here"),
+        ([0.70, 0.80, 0.75], [0.72, 0.74, 0.76], "cannot_tell", "can't be told from 3 seeds"),
+        ([0.9], [0.1], "cannot_tell", "can't be told from 1 seed:"),
+    ],
+)
+def test_a_claim_is_judged_by_its_interval(first: list[float], last: list[float], verdict: str, words: str) -> None:
+    seeds = list(range(len(first)))
+    result = judge_claim(CLAIM, observations({0.1: first, 1.0: last}, seeds=seeds), metric="knn_accuracy", mode="max")
+    assert result.verdict == verdict
+    assert words in sentence([result], num_seeds=len(seeds))
+
+
+def test_pairing_by_seed_tells_what_unpaired_means_would_not() -> None:
+    """Seeds differ by 0.2, the two sides by 0.01 under each."""
+    found = observations({0.1: [0.51, 0.71, 0.912], 1.0: [0.50, 0.70, 0.90]}, seeds=[0, 1, 2])
+    assert judge_claim(CLAIM, found, metric="knn_accuracy", mode="max").verdict == "holds"
+
+
+def test_less_is_better_turns_the_claim_round() -> None:
+    found = observations({0.1: [1.0, 1.1, 1.0], 1.0: [2.0, 2.1, 2.2]}, seeds=[0, 1, 2])
+    assert judge_claim(CLAIM, found, metric="knn_accuracy", mode="min").verdict == "holds"
+
+
+def test_settings_that_are_lacking_are_said() -> None:
+    claim = Claim(text="0.2 is best", terms=(Term(weight=1, where={"loss.temperature": 0.2}), Term(weight=-1)))
+    found = observations({0.1: [0.5, 0.6], 1.0: [0.4, 0.5]}, seeds=[0, 1])
+    result = judge_claim(claim, found, metric="knn_accuracy", mode="max")
+    assert result.difference is None
+    assert "lacking" in sentence([result], num_seeds=2)
+
+
+def test_one_part_that_does_not_hold_decides() -> None:
+    good = observations({0.1: [0.80, 0.82, 0.81], 1.0: [0.70, 0.71, 0.72]}, seeds=[0, 1, 2])
+    bad = observations({0.1: [0.70, 0.71, 0.72], 1.0: [0.80, 0.82, 0.81]}, seeds=[0, 1, 2])
+    results = [judge_claim(CLAIM, found, metric="knn_accuracy", mode="max") for found in (good, bad)]
+    assert overall(results) == "does_not"
+    assert overall(results[:1]) == "holds"
+
+
+def test_the_interval_is_students() -> None:
+    """Mean 2, standard deviation 1, n 3: the quantile is 4.3027."""
+    found = estimate([1.0, 2.0, 3.0])
+    assert found is not None
+    assert (found.mean, found.num) == (2.0, 3)
+    assert found.high == pytest.approx(2 + 4.302653 / 3**0.5, abs=1e-6)
+    assert estimate([]) is None

@@ -1,0 +1,87 @@
+"""The encoder f: h = f(x) (paper, section 2.1). Its ResNets are those that travel in the bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from trainer.bundle.encoder import ARCHITECTURES, ResNet
+from trainer.seeding import initialisation_generator
+from trainer.spec import EncoderSpec
+
+__all__ = ["ARCHITECTURES", "Encoder", "build_encoder", "checkpoint_blocks"]
+
+
+class Encoder(ResNet):
+    """A ResNet that can recompute its blocks in backward; parameters and outputs are the same."""
+
+    is_checkpointed = False
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Return h, (B, width_of_h), of RGB images in 0..1, (B, 3, H, W)."""
+        if not (self.is_checkpointed and torch.is_grad_enabled()):
+            return super().forward(x_BCHW)
+        x_BCHW = self.maxpool(self.relu(self.bn1(self.conv1(x_BCHW))))
+        for name in self.stage_names:
+            for block in self.get_submodule(name).children():
+                x_BCHW = _recomputed(block, x_BCHW)
+        return x_BCHW.mean(dim=(2, 3))
+
+
+def build_encoder(spec: EncoderSpec, *, seed: int) -> Encoder:
+    """Return f, float32 on the CPU, initialised from `seed` alone; torch's global generators are not touched.
+
+    Convolutions start as He et al. 2015 have it (normal, fan out, as torchvision), norms as identity.
+    Parameters are named as torchvision names them; a new encoder is one entry of `ARCHITECTURES`.
+    """
+    with torch.device("meta"):
+        encoder = Encoder(name=spec.name, stem=spec.stem, width=spec.width, norm=spec.norm)
+    encoder = encoder.to_empty(device="cpu")
+    generator = initialisation_generator(seed, part="encoder")
+    for module in encoder.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu", generator=generator)
+        elif isinstance(module, (nn.BatchNorm2d, nn.GroupNorm)):
+            module.reset_parameters()
+    return encoder
+
+
+def checkpoint_blocks(encoder: Encoder) -> None:
+    """Let each residual block forget its activations and recompute them in backward.
+
+    Memory for activations falls to the blocks' inputs, for one more forward pass. Gradients and
+    running statistics are the same to the bit: a recomputation does not count as another batch.
+    """
+    encoder.is_checkpointed = True
+
+
+def _recomputed(block: nn.Module, x_BCHW: Tensor) -> Tensor:
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), _spare_buffers(block)
+
+    out_BCHW: Tensor = checkpoint(
+        block, x_BCHW, use_reentrant=False, preserve_rng_state=False, context_fn=contexts
+    )
+    return out_BCHW
+
+
+@contextmanager
+def _spare_buffers(block: nn.Module) -> Iterator[None]:
+    """Let a block write on copies of its buffers, which are thrown away.
+
+    Writing the true ones and putting the values back would do as well, but autograd would take it
+    for a change of what it saved.
+    """
+    owners = [(module, dict(module._buffers)) for module in block.modules() if module._buffers]  # noqa: SLF001 - torch has no public way to swap a buffer
+    try:
+        for module, buffers in owners:
+            for name, buffer in buffers.items():
+                module._buffers[name] = None if buffer is None else buffer.clone()  # noqa: SLF001 - likewise
+        yield
+    finally:
+        for module, buffers in owners:
+            module._buffers.update(buffers)  # noqa: SLF001 - likewise

@@ -1,0 +1,256 @@
+"""Running a sweep's trials on Ray Tune: which trial next, on what resources, and how it ended.
+
+Tune starts, bounds and restarts the trials and reuses their processes. What it does not do here:
+it stops none early (the referee answers the trial itself, which then ends cleanly and frees what
+it holds), keeps no state that a restart needs, and loads no pickle.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import ray
+from ray import tune
+from ray.tune.search import Searcher
+
+from trainer.context import JobDocument, TrialContext
+from trainer.errors import Stopped, TrainerError
+from trainer.launch import run_trial, run_trial_in_process
+from trainer.spec import PretrainSpec
+from tune_spaces.referee import AskReferee, Referee
+from tune_spaces.spec import SweepSpec
+from tune_spaces.supply import TrialSupply
+
+__all__ = ["Outcome", "num_concurrent", "run_trials", "trial_resources"]
+
+logger = logging.getLogger(__name__)
+
+DRIVER_CPUS: Final = 0.01  # of a trial whose workers are elsewhere; 0 is refused by Ray
+MAX_TRIAL_FAILURES: Final = 1  # of its process; what training itself says is final is not tried again
+ASK_STOP_EVERY_S: Final = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How one trial ended: it has a completion marker, was stopped by its owner, or failed."""
+
+    trial: str
+    state: str  # ended | stopped | failed
+    reason: dict[str, Any] | None = None
+
+
+def run_trials(
+    sweep: SweepSpec,
+    document: JobDocument,
+    supply: TrialSupply,
+    *,
+    num_trials: int,
+    contexts: Callable[[str], TrialContext],
+    on_start: Callable[[str], None],
+    on_end: Callable[[Outcome], None],
+    should_end: Callable[[], bool],
+) -> None:
+    """Run what `supply` gives until it gives no more or the sweep should end.
+
+    Args:
+        sweep: A complete sweep.
+        document: Of this attempt.
+        supply: Which trials; asked when there is room for one.
+        num_trials: How many it may give at most.
+        contexts: Returns the context of a trial.
+        on_start: Told that a trial starts; in this process.
+        on_end: Told how it ended; in this process.
+        should_end: Asked before each new trial.
+    """
+    if not ray.is_initialized():
+        ray.init(address="auto", log_to_driver=True)
+    most = max((trial_resources(trial.spec) for trial in supply.known()), key=_size, default=None)
+    concurrent = num_concurrent(most or trial_resources(sweep.base_spec()), _cluster())
+    concurrent = min(concurrent, sweep.max_concurrent_trials or concurrent, num_trials)
+    logger.info("%d trials to run, %d at a time", num_trials, concurrent)
+    trainable = tune.with_parameters(_run_one, referee=_referee(sweep, document, supply))
+    tuner = tune.Tuner(
+        tune.with_resources(trainable, _requested),
+        tune_config=tune.TuneConfig(
+            num_samples=num_trials,
+            max_concurrent_trials=concurrent,
+            search_alg=_Suppliant(supply, contexts, should_end),
+            reuse_actors=True,
+            trial_name_creator=_name,
+            trial_dirname_creator=_name,
+        ),
+        run_config=tune.RunConfig(
+            name=f"{document.experiment_id}-a{document.attempt}",
+            storage_path=str(Path(document.cache_dir) / "ray-tune"),
+            callbacks=[_Narrator(on_start, on_end)],
+            failure_config=tune.FailureConfig(max_failures=MAX_TRIAL_FAILURES),
+            verbose=0,
+        ),
+    )
+    tuner.fit()
+
+
+# --- resources ------------------------------------------------------------------------------------
+
+
+def trial_resources(spec: PretrainSpec) -> dict[str, float]:
+    """Return what one trial takes of a cluster, its workers included."""
+    scaling = spec.scaling
+    workers = scaling.min_workers()
+    resources = {"CPU": float(scaling.cpus_per_worker * workers)}
+    if scaling.gpus_per_worker:
+        resources["GPU"] = float(scaling.gpus_per_worker * workers)
+    if not _is_alone(spec):
+        resources["CPU"] += DRIVER_CPUS
+    return resources
+
+
+def num_concurrent(resources: Mapping[str, float], cluster: Mapping[str, float]) -> int:
+    """Return how many trials fit a cluster at once, at least 1 (it may still grow)."""
+    return max(1, min(int(cluster.get(name, 0.0) // amount) for name, amount in resources.items()))
+
+
+def _cluster() -> Mapping[str, float]:
+    resources: Mapping[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call] # Ray's own omission
+    return resources
+
+
+def _is_alone(spec: PretrainSpec) -> bool:
+    """Return whether a trial needs no workers beside its own process."""
+    return spec.scaling.max_workers() == 1 and spec.scaling.gpus_per_worker == 0
+
+
+def _requested(config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
+    """Return what Tune reserves: all of a lone trial, the driver of one whose workers Ray Train places."""
+    spec = PretrainSpec.model_validate_json(config["spec"])
+    resources = trial_resources(spec) if _is_alone(spec) else {"CPU": DRIVER_CPUS}
+    return tune.PlacementGroupFactory([resources])
+
+
+def _size(resources: Mapping[str, float]) -> tuple[float, float]:
+    return resources.get("GPU", 0.0), resources["CPU"]
+
+
+# --- inside a trial's process ---------------------------------------------------------------------
+
+
+def _run_one(config: dict[str, Any], *, referee: Any) -> dict[str, Any]:
+    """Run one trial and return how it ended; raise what another start may mend."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    spec = PretrainSpec.model_validate_json(config["spec"])
+    context = TrialContext.model_validate_json(config["context"])
+    on_epoch = AskReferee(referee=referee, trial=context.trial_id, epochs=spec.epochs) if referee else None
+    run = run_trial
+    if _is_alone(spec):
+        import torch
+
+        torch.set_num_threads(spec.scaling.cpus_per_worker)
+        run = run_trial_in_process
+    try:
+        run(spec, context, on_epoch=on_epoch)
+    except Stopped:
+        return {"state": "stopped"}
+    except TrainerError as error:
+        if error.retryable:
+            raise
+        return {"state": "failed", "reason": json.dumps(error.record())}
+    return {"state": "ended"}
+
+
+# --- inside the driver ----------------------------------------------------------------------------
+
+
+def _referee(sweep: SweepSpec, document: JobDocument, supply: TrialSupply) -> Any:
+    """Return the handle of the sweep's referee, None where no trial is stopped early."""
+    if sweep.scheduler == "fifo":
+        return None
+    actor = ray.remote(Referee).options(num_cpus=0, max_restarts=-1, max_task_retries=-1)
+    return actor.remote(
+        sweep=sweep.model_dump(mode="json"),
+        storage=document.storage,
+        experiment_id=document.experiment_id,
+        epochs={trial.id: trial.spec.epochs for trial in supply.known()},
+    )
+
+
+def _name(trial: Any) -> str:
+    return str(trial.config["trial"])
+
+
+class _Unpickled:
+    """What Tune writes into its own state file and no one reads back: nothing of it."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class _Suppliant(_Unpickled, Searcher):
+    """Tune's way to ask for the next trial."""
+
+    def __init__(
+        self, supply: TrialSupply, contexts: Callable[[str], TrialContext], should_end: Callable[[], bool]
+    ) -> None:
+        super().__init__(metric="done", mode="max")  # Tune wants them named and never looks
+        self._supply = supply
+        self._contexts = contexts
+        self._should_end = _seldom(should_end)
+
+    def suggest(self, trial_id: str) -> Any:  # noqa: ARG002 - our trials have their own ids
+        planned = None if self._should_end() else self._supply.take()
+        if planned is None:
+            return Searcher.FINISHED
+        context = self._contexts(planned.id)
+        return {
+            "trial": planned.id,
+            "spec": planned.spec.model_dump_json(),
+            "context": context.model_dump_json(),
+        }
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:  # noqa: FBT001, FBT002 - Tune's signature
+        """Learn nothing: the driver tells the supply."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Keep nothing: the trial table is the state."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Bring nothing back."""
+
+
+def _seldom(ask: Callable[[], bool]) -> Callable[[], bool]:
+    """Return `ask`, answered from memory for half a second."""
+    asked_at, answer = -ASK_STOP_EVERY_S, False
+
+    def remembered() -> bool:
+        nonlocal asked_at, answer
+        if time.monotonic() - asked_at >= ASK_STOP_EVERY_S:
+            asked_at, answer = time.monotonic(), ask()
+        return answer
+
+    return remembered
+
+
+class _Narrator(_Unpickled, tune.Callback):
+    """Tune's way to tell what happens."""
+
+    def __init__(self, on_start: Callable[[str], None], on_end: Callable[[Outcome], None]) -> None:
+        self._on_start = on_start
+        self._on_end = on_end
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:  # noqa: ARG002 - as Tune calls it
+        self._on_start(_name(trial))
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:  # noqa: ARG002 - as Tune calls it
+        result = trial.last_result or {}
+        reason = json.loads(result["reason"]) if "reason" in result else None
+        self._on_end(Outcome(trial=_name(trial), state=result.get("state", "stopped"), reason=reason))
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:  # noqa: ARG002 - as Tune calls it
+        message = " ".join(str(trial.get_error() or "the trial's process ended").split())[-500:]
+        reason = {"code": "trial_crashed", "message": message, "retryable": True}
+        self._on_end(Outcome(trial=_name(trial), state="failed", reason=reason))

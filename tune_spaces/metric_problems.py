@@ -1,0 +1,76 @@
+"""Whether the metric that a sweep is judged by is there to be judged by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import islice
+from typing import Any, Final
+
+from trainer import metric_names as names
+from trainer.spec import PretrainSpec, SpecProblem
+from tune_spaces.overrides import apply_overrides
+from tune_spaces.space import bounds
+from tune_spaces.spec import SweepSpec
+
+__all__ = ["metric_problems"]
+
+_BY_STEP: Final = (names.LOSS, names.CONTRASTIVE_ACCURACY, names.ENTROPY)
+_ON_TEST: Final = (names.TEST_KNN_ACCURACY, names.TEST_LINEAR_ACCURACY)
+SELECTING: Final = tuple(name for name in (*_BY_STEP, *names.EVALUATION_METRICS) if name not in _ON_TEST)
+BY_EPOCH: Final = (
+    names.KNN_ACCURACY,
+    names.KNN_ACCURACY_K200,
+    names.ALIGNMENT,
+    names.UNIFORMITY,
+    names.H_STD,
+    names.H_EFFECTIVE_RANK,
+)
+_WITHOUT_LABELS: Final = frozenset((*_BY_STEP, *BY_EPOCH[2:]))
+_OF_CONTRAST: Final = (names.CONTRASTIVE_ACCURACY, names.ENTROPY, names.ALIGNMENT, names.UNIFORMITY)
+_EVALUATION_SWITCHES: Final[Mapping[str, str]] = {
+    names.LINEAR_ACCURACY: "linear_probe",
+    names.LINEAR_ACCURACY_Z: "probe_z",
+    names.LINEAR_ACCURACY_1PCT: "label_fractions",
+    names.LINEAR_ACCURACY_10PCT: "label_fractions",
+    **{
+        names.transformation_accuracy(task, source): "transformation_prediction"
+        for task in names.TRANSFORMATION_TASKS
+        for source in "hz"
+    },
+}
+MAX_POINTS = 1000  # that are asked whether they log the metric
+
+
+def metric_problems(sweep: SweepSpec, *, has_labels: bool | None) -> list[SpecProblem]:
+    """Return why a complete sweep cannot be judged by its metric."""
+    metric = sweep.metric
+    if metric in _ON_TEST:
+        detail = f"{metric} is read once at the end and chooses nothing; choose by {metric.removeprefix('test_')}"
+        return [_problem("metric_of_test_split", detail, allowed=list(SELECTING))]
+    if metric not in SELECTING:
+        return [_problem("metric_unknown", f"{metric!r} is never logged", allowed=list(SELECTING))]
+    if has_labels is False and metric not in _WITHOUT_LABELS:
+        detail = f"{metric} needs labels and the data set has none"
+        return [_problem("metric_needs_labels", detail, allowed=sorted(_WITHOUT_LABELS))]
+    if sweep.scheduler != "fifo" and metric not in BY_EPOCH:
+        detail = f"{metric} is not measured while a trial runs, so {sweep.scheduler} cannot stop one by it; use fifo"
+        return [_problem("metric_not_by_epoch", detail, allowed=list(BY_EPOCH), involves=("/scheduler",))]
+    points = islice(bounds(sweep.axes()), MAX_POINTS)
+    reasons = [_why_missing(metric, apply_overrides(sweep.base, point)) for point in points]
+    if reasons and all(reason is not None for reason in reasons):
+        return [_problem("metric_never_logged", f"{metric} is never logged: {reasons[0]}", involves=("/base",))]
+    return []
+
+
+def _why_missing(metric: str, document: dict[str, Any]) -> str | None:
+    spec = PretrainSpec.model_validate(document)
+    switch = _EVALUATION_SWITCHES.get(metric)
+    if switch is not None and not getattr(spec.evaluation, switch):
+        return f"set base.evaluation.{switch} to true"
+    if metric == names.LINEAR_ACCURACY_Z or metric.endswith("_z") or metric in _OF_CONTRAST:
+        return "the supervised method has no projection z" if spec.method == "supervised" else None
+    return None
+
+
+def _problem(code: str, detail: str, *, allowed: Any = None, involves: tuple[str, ...] = ()) -> SpecProblem:
+    return SpecProblem(pointer="/metric", code=code, detail=detail, allowed=allowed, involves=involves)

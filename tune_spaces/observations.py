@@ -1,0 +1,133 @@
+"""The trials of a sweep as observations: what was set, under which seed, and what came of it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from trainer.trial_table import TrialRow
+from tune_spaces.estimate import Estimate, estimate
+from tune_spaces.overrides import flat_value, value_at
+from tune_spaces.plan import SEED
+from tune_spaces.spec import SweepSpec
+
+__all__ = ["Observation", "Observations", "mean_by_seed", "over_seeds", "setting_label"]
+
+OPERATIONS = "views.operations"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observation:
+    """One trial that ran to its end."""
+
+    id: str
+    seed: int
+    params: Mapping[str, Any]  # flat, without the seed
+    metrics: Mapping[str, float]
+
+
+class Observations:
+    """The observations of a complete sweep, found by setting and seed."""
+
+    def __init__(self, sweep: SweepSpec, rows: Iterable[TrialRow]) -> None:
+        self._base = sweep.base
+        self.all = [
+            Observation(
+                id=row.id,
+                seed=row.params.get(SEED, sweep.seeds[0]),
+                params={path: value for path, value in row.params.items() if path != SEED},
+                metrics={name: value for name, value in row.metrics.items() if _is_finite(value)},
+            )
+            for row in rows
+            if row.state == "succeeded"
+        ]
+
+    @cached_property
+    def seeds(self) -> list[int]:
+        """Return every seed, in order."""
+        return sorted({observation.seed for observation in self.all})
+
+    @cached_property
+    def by_setting(self) -> dict[str, list[Observation]]:
+        """Return the observations of each setting, one a seed, by its label."""
+        groups: dict[str, list[Observation]] = {}
+        for observation in self.all:
+            groups.setdefault(setting_label(observation.params), []).append(observation)
+        return groups
+
+    def value(self, observation: Observation, path: str) -> Any:
+        """Return what a trial had at a path, from its params or else the base.
+
+        `views.operations` is told by the names of its operations, and `views.operations#N` is the
+        N-th of those that only one view gets (of one alone, both).
+        """
+        name, _, place = path.partition("#")
+        value = observation.params.get(name, flat_value(value_at(self._base, name)))
+        if name != OPERATIONS or value is None:
+            return value
+        names = _operation_names(value, only_first=bool(place))
+        return (names[min(int(place), len(names)) - 1] if names else None) if place else " + ".join(names)
+
+    def values(self, paths: Sequence[str]) -> list[tuple[Any, ...]]:
+        """Return what the trials had at some paths together, in order of trials; numbers by size."""
+        found = dict.fromkeys(tuple(self.value(one, path) for path in paths) for one in self.all)
+        is_numeric = all(
+            isinstance(value, int | float) and not isinstance(value, bool) for item in found for value in item
+        )
+        return sorted(found) if is_numeric else list(found)
+
+    def matching(self, where: Mapping[str, Any]) -> list[Observation]:
+        """Return the observations with these values; `first` and `last` are of those a path has."""
+        wanted = {path: self._wanted(path, value) for path, value in where.items()}
+        return [one for one in self.all if all(self.value(one, path) in values for path, values in wanted.items())]
+
+    def _wanted(self, path: str, value: Any) -> Sequence[Any]:
+        if value in ("first", "last"):
+            found = [item[0] for item in self.values([path])]
+            return [] if not found else [found[0] if value == "first" else found[-1]]
+        return value if isinstance(value, list) else [value]
+
+
+def mean_by_seed(observations: Iterable[Observation], metric: str) -> dict[int, float]:
+    """Return seed -> mean of a metric over the observations under it."""
+    by_seed: dict[int, list[float]] = {}
+    for one in observations:
+        if metric in one.metrics:
+            by_seed.setdefault(one.seed, []).append(one.metrics[metric])
+    return {seed: sum(values) / len(values) for seed, values in sorted(by_seed.items())}
+
+
+def over_seeds(observations: Iterable[Observation], metric: str) -> Estimate | None:
+    """Return the estimate of a metric over seeds."""
+    return estimate(list(mean_by_seed(observations, metric).values()))
+
+
+def setting_label(params: Mapping[str, Any]) -> str:
+    """Return a setting in one line."""
+    return ", ".join(f"{path} = {_told(path, value)}" for path, value in params.items()) or "the base"
+
+
+def _told(path: str, value: Any) -> str:
+    if path == OPERATIONS and value is not None:
+        return " + ".join(_operation_names(value, only_first=False))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _operation_names(value: str, *, only_first: bool) -> list[str]:
+    operations = [one for one in json.loads(value) if not only_first or one.get("branch") == "first"]
+    names = [f"{one['op']}*" if one.get("branch") == "first" and not only_first else one["op"] for one in operations]
+    if only_first:  # colour distortion is jitter followed by dropping colour (paper, appendix A)
+        names = [
+            name
+            for place, name in enumerate(names)
+            if not (name == "grayscale" and place and names[place - 1] == "color_jitter")
+        ]
+    return names
+
+
+def _is_finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)

@@ -1,0 +1,109 @@
+"""The plan of a sweep: its trials, known before it runs, and what they cost.
+
+Trial ids and params are a function of the sweep alone, so a driver that starts again after a
+crash finds every trial where it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+from trainer.spec import PretrainSpec
+from tune_spaces.overrides import apply_overrides, flat_params
+from tune_spaces.space import Point, bounds, draw, grid
+from tune_spaces.spec import MAX_TRIALS, SweepSpec, complete
+
+__all__ = ["PlannedTrial", "SweepPlan", "plan_sweep", "planned_trials", "trial_at"]
+
+SEED = "seed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedTrial:
+    """One trial: a point of the space under one seed."""
+
+    id: str
+    params: dict[str, Any]  # flat: dotted path -> scalar; the seed among them where there are several
+    spec: PretrainSpec
+    seed: int
+    point: Point = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepPlan:
+    """What a sweep will compute."""
+
+    trials: Sequence[PlannedTrial]  # (): suggested while it runs
+    num_trials: int
+    steps: int  # over all trials; an upper bound where trials are suggested or stopped early
+    images: int  # likewise, each epoch counted
+    warnings: tuple[str, ...]
+
+
+def plan_sweep(sweep: SweepSpec, num_images: int) -> SweepPlan:
+    """Return the plan of a sweep that `sweep_problems` finds nothing wrong with.
+
+    Args:
+        sweep: As asked or complete.
+        num_images: How many images an epoch draws from.
+    """
+    whole = complete(sweep)
+    trials = tuple(planned_trials(whole))
+    if whole.search == "optuna":
+        num_trials = whole.num_trials_searched()
+        corners = [apply_overrides(whole.base, point) for point in islice(bounds(whole.axes()), MAX_TRIALS)]
+        costs = [_cost(PretrainSpec.model_validate(corner), num_images) for corner in corners]
+        steps, images = (num_trials * max(amounts) for amounts in zip(*costs, strict=True))
+    else:
+        num_trials = len(trials)
+        costs = [_cost(trial.spec, num_images) for trial in trials]
+        steps, images = (sum(amounts) for amounts in zip(*costs, strict=True))
+    return SweepPlan(trials=trials, num_trials=num_trials, steps=steps, images=images, warnings=tuple(_warnings(whole)))
+
+
+def planned_trials(sweep: SweepSpec) -> Iterator[PlannedTrial]:
+    """Yield the trials of a complete sweep in order; none where they are suggested while it runs."""
+    if sweep.search == "optuna":
+        return
+    points = grid(sweep.axes()) if sweep.search == "grid" else _draws(sweep)
+    index = 0
+    for point in points:
+        for _ in sweep.seeds:
+            yield trial_at(sweep, point, index)
+            index += 1
+
+
+def trial_at(sweep: SweepSpec, point: Point, index: int) -> PlannedTrial:
+    """Return the trial of this number: seeds change fastest."""
+    seed = point.get(SEED, sweep.seeds[index % len(sweep.seeds)])
+    params = flat_params(point) | ({SEED: seed} if len(sweep.seeds) > 1 else {})
+    spec = PretrainSpec.model_validate(apply_overrides(sweep.base, {**point, SEED: seed}))
+    return PlannedTrial(id=f"t{index:04d}", params=params, spec=spec, seed=seed, point=point)
+
+
+def _draws(sweep: SweepSpec) -> Iterator[Point]:
+    seed = sweep.base_spec().seed
+    return (draw(sweep.axes(), seed=seed, index=index) for index in range(sweep.num_samples))
+
+
+def _cost(spec: PretrainSpec, num_images: int) -> tuple[int, int]:
+    steps = num_images // spec.batch_size * spec.epochs
+    return steps, steps * spec.batch_size
+
+
+def _warnings(sweep: SweepSpec) -> Iterator[str]:
+    axes = sweep.axes()
+    if sweep.scheduler == "asha" and {"loss.temperature", "epochs"} <= axes.keys():
+        yield (
+            "asha ranks trials early, and temperature and epochs interact: what leads after a few epochs need not lead "
+            "at the end (paper, B.9); use fifo, or sweep one of them"
+        )
+    elif sweep.scheduler != "fifo" and "epochs" in axes:
+        yield f"{sweep.scheduler} compares a trial only with others of as many epochs, each on its own schedule"
+    if "batch_size" in axes and sweep.base_spec().optim.lr_scaling == "none" and "optim.lr_scaling" not in axes:
+        yield "the learning rate does not follow batch_size (optim.lr_scaling is none), so larger batches learn less"
+    if sweep.search == "optuna":
+        yield "steps and images are upper bounds: what each trial is will be suggested while the sweep runs"

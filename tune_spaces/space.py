@@ -1,0 +1,191 @@
+"""The space of a sweep: dotted paths into the pretrain spec, and the values each may take.
+
+A path has one domain, or several with conditions on paths written before it; a point names the
+paths whose conditions hold. Grid, random draws, bounds and suggestions are one walk over the
+space that differs only in the values it takes from a domain.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Annotated, Any
+
+from pydantic import Discriminator, Field, Tag
+
+from trainer.spec import Part
+
+__all__ = [
+    "Choice",
+    "Domain",
+    "LogUniform",
+    "Point",
+    "RandInt",
+    "Space",
+    "Uniform",
+    "alternatives",
+    "bounds",
+    "draw",
+    "grid",
+    "walk",
+]
+
+MAX_CHOICES = 1000
+MAX_AXES = 64
+
+Point = dict[str, Any]  # dotted path -> value
+
+
+class _Domain(Part):
+    """What every domain has: the conditions under which its path is part of a point."""
+
+    when: dict[str, Annotated[tuple[Any, ...], Field(strict=False, min_length=1)]] = Field({})
+
+    def holds(self, point: Mapping[str, Any]) -> bool:
+        """Return whether every condition is met by the values chosen so far."""
+        return all(path in point and point[path] in values for path, values in self.when.items())
+
+
+class Choice(_Domain):
+    """One of the listed values."""
+
+    choice: Annotated[tuple[Any, ...], Field(strict=False, min_length=1, max_length=MAX_CHOICES)]
+
+    def values(self) -> tuple[Any, ...]:
+        """Return the values at which a spec must be sound for the domain to be."""
+        return self.choice
+
+    def at(self, position: float) -> Any:
+        """Return the value at a position 0..1 (1 excluded)."""
+        return self.choice[int(position * len(self.choice))]
+
+
+class Uniform(_Domain):
+    """A number between two bounds."""
+
+    uniform: Annotated[tuple[float, float], Field(strict=False)]
+
+    def values(self) -> tuple[Any, ...]:
+        return self.uniform
+
+    def at(self, position: float) -> Any:
+        low, high = self.uniform
+        return low + position * (high - low)
+
+
+class LogUniform(_Domain):
+    """A positive number between two bounds, uniform in its logarithm."""
+
+    loguniform: Annotated[tuple[float, float], Field(strict=False)]
+
+    def values(self) -> tuple[Any, ...]:
+        return self.loguniform
+
+    def at(self, position: float) -> Any:
+        low, high = self.loguniform
+        return min(high, max(low, low * math.exp(position * math.log(high / low))))
+
+
+class RandInt(_Domain):
+    """A whole number between two bounds, both included."""
+
+    randint: Annotated[tuple[int, int], Field(strict=False)]
+
+    def values(self) -> tuple[Any, ...]:
+        return self.randint
+
+    def at(self, position: float) -> Any:
+        low, high = self.randint
+        return low + int(position * (high - low + 1))
+
+
+_KINDS = {"choice": "Choice", "uniform": "Uniform", "loguniform": "LogUniform", "randint": "RandInt"}
+
+
+def _kind(value: Any) -> str | None:
+    """Return the tag of a domain by the one key that says what it is; errors then speak of it alone."""
+    if isinstance(value, _Domain):
+        return type(value).__name__
+    if isinstance(value, list | tuple):
+        return "Alternatives"
+    named = [tag for key, tag in _KINDS.items() if isinstance(value, Mapping) and key in value]
+    return named[0] if named else None
+
+
+_BY_KIND = Discriminator(
+    _kind,
+    custom_error_type="domain_unknown",
+    custom_error_message="a domain is one of choice, uniform, loguniform, randint",
+)
+Domain = Annotated[
+    Annotated[Choice, Tag("Choice")]
+    | Annotated[Uniform, Tag("Uniform")]
+    | Annotated[LogUniform, Tag("LogUniform")]
+    | Annotated[RandInt, Tag("RandInt")],
+    _BY_KIND,
+]
+_Alternatives = Annotated[tuple[Domain, ...], Field(strict=False, min_length=1, max_length=16)]
+_Domains = Annotated[
+    Annotated[Choice, Tag("Choice")]
+    | Annotated[Uniform, Tag("Uniform")]
+    | Annotated[LogUniform, Tag("LogUniform")]
+    | Annotated[RandInt, Tag("RandInt")]
+    | Annotated[_Alternatives, Tag("Alternatives")],
+    _BY_KIND,
+]
+Space = Annotated[dict[Annotated[str, Field(min_length=1, max_length=128)], _Domains], Field(max_length=MAX_AXES)]
+
+AnyDomain = Choice | Uniform | LogUniform | RandInt
+
+
+def alternatives(domains: Any) -> tuple[AnyDomain, ...]:
+    """Return the domains of one path, a single one as a tuple of one."""
+    return domains if isinstance(domains, tuple) else (domains,)
+
+
+def walk(space: Mapping[str, Any], values_of: Callable[[str, AnyDomain], Iterable[Any]]) -> Iterator[Point]:
+    """Yield the points of a space in written order, the last path changing fastest.
+
+    Args:
+        space: Dotted path -> domain, or several with conditions; the first that holds counts.
+        values_of: The values to take from the domain of a path.
+    """
+    axes = [(path, alternatives(domains)) for path, domains in space.items()]
+
+    def extend(index: int, point: Point) -> Iterator[Point]:
+        if index == len(axes):
+            yield point
+            return
+        path, domains = axes[index]
+        domain = next((domain for domain in domains if domain.holds(point)), None)
+        if domain is None:
+            yield from extend(index + 1, point)
+            return
+        for value in values_of(path, domain):
+            yield from extend(index + 1, {**point, path: value})
+
+    return extend(0, {})
+
+
+def grid(space: Mapping[str, Any]) -> Iterator[Point]:
+    """Yield every point of a space of choices."""
+    return walk(space, lambda _, domain: domain.values())
+
+
+def bounds(space: Mapping[str, Any]) -> Iterator[Point]:
+    """Yield the points at the choices and range bounds: where a space is sound, they are."""
+    return walk(space, lambda _, domain: domain.values())
+
+
+def draw(space: Mapping[str, Any], *, seed: int, index: int) -> Point:
+    """Return the random point of this number: a function of (seed, index, path) alone.
+
+    Adding a path, or asking for more points, leaves the values drawn before as they are.
+    """
+
+    def value(path: str, domain: AnyDomain) -> Iterable[Any]:
+        word = hashlib.blake2b(f"{seed}\n{index}\n{path}".encode(), digest_size=8).digest()
+        return (domain.at((int.from_bytes(word) >> 11) / 2**53),)
+
+    return next(walk(space, value))

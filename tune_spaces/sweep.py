@@ -1,0 +1,237 @@
+"""The driver of a sweep: which trials there are, what became of each, which is best, and the report.
+
+A driver that starts again finds the trials where they were: those with a completion marker are
+not run again, the others resume from their own checkpoints under the same ids.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from trainer.context import JobDocument, ParentTrial, TrialContext, experiment_key, trial_key
+from trainer.errors import Stopped
+from trainer.job import JobEnd
+from trainer.launch import finished_trial
+from trainer.parent_run import ParentRun
+from trainer.storage import BlobMissing, Storage
+from trainer.tracking import RunDescription, flatten
+from trainer.trial_table import TrialRow, read_trial_table
+from tune_spaces.last_values import last_values
+from tune_spaces.ledger import DONE, Ledger
+from tune_spaces.plan import planned_trials
+from tune_spaces.spec import SweepSpec, complete
+from tune_spaces.supply import TrialSupply, open_supply
+
+__all__ = ["best_trial", "end_of", "run_sweep"]
+
+logger = logging.getLogger(__name__)
+
+
+def run_sweep(document: JobDocument, storage: Storage) -> JobEnd:
+    """Run one attempt of a sweep and return how it ended by itself.
+
+    Raises:
+        Stopped: If a pause or a cancel was asked for.
+        Superseded: If a newer attempt owns the sweep.
+        StorageUnavailable: If the trial table cannot be written.
+    """
+    sweep = complete(SweepSpec.model_validate(document.spec))
+    with ParentRun(document.mlflow_uri, document.experiment_id, _describe(document, sweep)) as parent_run:
+        driver = SweepDriver(sweep, document, storage)
+        driver.run()
+        rows = list(driver.ledger.rows.values())
+        parent_run.artifacts(_write_report(sweep, document, storage, rows))
+    return end_of(sweep, rows)
+
+
+class SweepDriver:
+    """One attempt of a sweep."""
+
+    def __init__(self, sweep: SweepSpec, document: JobDocument, storage: Storage) -> None:
+        self.sweep = sweep
+        self.document = document
+        self.storage = storage
+        self.ledger = Ledger(document, storage)
+        self._adopt_parent()
+        self.supply: TrialSupply = open_supply(sweep, self.ledger.rows, self._settle_finished())
+        self.ledger.plan(self.supply.known())
+
+    def run(self) -> None:
+        """Run the trials that have not ended, and raise if the sweep was stopped meanwhile."""
+        left = self._num_left()
+        if left:
+            from tune_spaces.execution import run_trials  # Ray is started by it, and not needed to settle
+
+            run_trials(
+                self.sweep,
+                self.document,
+                self.supply,
+                num_trials=left,
+                contexts=self.context,
+                on_start=self._start,
+                on_end=self._end,
+                should_end=lambda: self.ledger.superseded is not None or self._stop_wish() is not None,
+            )
+        kind = self._stop_wish()
+        if kind is not None and self._num_left():
+            self.ledger.stop(kind)
+            raise Stopped(f"stopped by a {kind} with {self._num_left()} trials left", kind=kind, step=None)
+        self.ledger.write(is_last=True)
+
+    def context(self, trial_id: str) -> TrialContext:
+        """Return the context of a trial; one that continues another sweep starts from its namesake."""
+        parent = self.document.parent
+        context = self.document.trial_context(trial_id)
+        own = ParentTrial(experiment_id=parent.experiment_id, trial_id=trial_id) if parent else None
+        return context.model_copy(update={"parent": own})
+
+    def _num_left(self) -> int:
+        total = self.sweep.num_trials_searched() if self.sweep.search == "optuna" else len(list(self.supply.known()))
+        return total - sum(row.state in DONE for row in self.ledger.rows.values())
+
+    # --- what earlier attempts and a continued sweep have done ------------------------------------
+
+    def _settle_finished(self) -> frozenset[str]:
+        """Enter every trial that has a completion marker, and return the ids that have ended for good."""
+        for trial_id, row in list(self.ledger.rows.items()):
+            if row.state not in DONE or row.state == "failed":
+                self._finish_by_marker(trial_id)
+        return frozenset(
+            trial_id
+            for trial_id, row in self.ledger.rows.items()
+            if row.state in DONE and not (row.reason or {}).get("retryable")
+        )
+
+    def _finish_by_marker(self, trial_id: str) -> bool:
+        context = self.context(trial_id)
+        result = finished_trial(context)
+        if result is not None:
+            metrics = last_values(self.storage, context, result)
+            self.ledger.finish(trial_id, result, metrics=metrics, metric=self.sweep.metric)
+        return result is not None
+
+    def _adopt_parent(self) -> None:
+        """Take over what the continued sweep has finished: the same ids, with markers and encoders."""
+        parent = self.document.parent
+        if parent is None or self.ledger.rows:
+            return
+        planned = {trial.id: trial.params for trial in planned_trials(self.sweep)}
+        for row in read_trial_table(self.storage, parent.experiment_id):
+            # A trial that is another one here, since the space changed before it, starts anew.
+            is_same = self.sweep.search == "optuna" or planned.get(row.id) == row.params
+            if row.state not in ("succeeded", "stopped_early") or not is_same:
+                continue
+            for name in ("encoder.zip", "epochs.json", "complete.json"):  # the marker last, as always
+                self._copy(trial_key(parent.experiment_id, row.id, name), self.document.trial_context(row.id).key(name))
+            self.ledger.rows[row.id] = row
+
+    def _copy(self, source: str, target: str) -> None:
+        try:
+            self.storage.create(target, self.storage.read(source))
+        except BlobMissing:
+            return  # a trial stopped early has no encoder
+
+    # --- what happens meanwhile -------------------------------------------------------------------
+
+    def _start(self, trial_id: str) -> None:
+        self.ledger.plan(trial for trial in self.supply.known() if trial.id not in self.ledger.rows)
+        self.ledger.start(trial_id)
+        logger.info("trial %s starts: %s", trial_id, dict(self.ledger.rows[trial_id].params))
+
+    def _end(self, outcome: Any) -> None:
+        trial_id = outcome.trial
+        if outcome.state == "stopped":
+            return
+        if not self._finish_by_marker(trial_id):
+            reason = outcome.reason or {"code": "no_marker", "message": "it ended without a marker", "retryable": True}
+            self.ledger.fail(trial_id, reason)
+        row = self.ledger.rows[trial_id]
+        logger.info("trial %s %s: %s", trial_id, row.state, row.best or row.reason)
+        value = row.best["value"] if row.best is not None and row.state == "succeeded" else None
+        self.supply.tell(trial_id, value)
+
+    def _stop_wish(self) -> str | None:
+        """Return pause or cancel if the owner asked this attempt for it."""
+        try:
+            wish = json.loads(self.storage.read(experiment_key(self.document.experiment_id, "stop.json")))
+        except (BlobMissing, OSError, ValueError):
+            return None  # none was written, or storage is away: asked again soon
+        return str(wish["kind"]) if wish.get("attempt") == self.document.attempt else None
+
+
+# --- the end --------------------------------------------------------------------------------------
+
+
+def end_of(sweep: SweepSpec, rows: list[TrialRow]) -> JobEnd:
+    """Return how a sweep whose trials have all ended came out."""
+    best = best_trial(sweep, rows)
+    if best is not None:
+        return JobEnd(state="succeeded", best=best)
+    failed = [row for row in rows if row.state == "failed"]
+    if len(failed) == len(rows):
+        cause = (failed[0].reason or {}) if failed else {}
+        message = (
+            f"all {len(rows)} trials failed; {failed[0].id if failed else 'none'}: {cause.get('message', 'unknown')}"
+        )
+        reason = {"code": "all_trials_failed", "message": message, "retryable": False, "cause": dict(cause)}
+    else:
+        message = f"no trial that ran to its end has a finite {sweep.metric}"
+        reason = {"code": "no_best_trial", "message": message, "retryable": False}
+    return JobEnd(state="failed", best=None, reason=reason)
+
+
+def best_trial(sweep: SweepSpec, rows: list[TrialRow]) -> dict[str, Any] | None:
+    """Return the trial that ran to its end with the best last value of the sweep's metric."""
+    finished = [row for row in rows if row.state == "succeeded" and math.isfinite(_value(row, sweep.metric))]
+    if not finished:
+        return None
+    sign = 1 if sweep.mode == "max" else -1
+    best = max(finished, key=lambda row: sign * _value(row, sweep.metric))  # of equals the first
+    return {"trial": best.id, "metric": sweep.metric, "value": _value(best, sweep.metric)}
+
+
+def _value(row: TrialRow, metric: str) -> float:
+    value = row.metrics.get(metric)
+    return math.nan if value is None else value
+
+
+def _describe(document: JobDocument, sweep: SweepSpec) -> RunDescription:
+    return RunDescription(
+        name=document.name,
+        params=flatten(sweep.model_dump(mode="json")),
+        tags={"simclr.kind": document.kind, **({"simclr.study": sweep.study} if sweep.study else {})},
+    )
+
+
+def _write_report(
+    sweep: SweepSpec, document: JobDocument, storage: Storage, rows: list[TrialRow]
+) -> Mapping[str, bytes]:
+    """Write the report in every form and return it as artifacts; a sweep outlives a failed one."""
+    from tune_spaces.render import render_report
+    from tune_spaces.report import build_report
+
+    try:
+        analysis = _analyse(sweep, document)
+        report = build_report(sweep, rows, name=document.name, analysis=analysis)
+        forms = render_report(report)
+        for name, data in forms.items():
+            storage.write(experiment_key(document.experiment_id, name), data)
+    except Exception:  # the trials are done and their encoders are there: a report is not worth them
+        logger.exception("the report could not be written")
+        return {}
+    return {f"report/{name}": data for name, data in forms.items()}
+
+
+def _analyse(sweep: SweepSpec, document: JobDocument) -> dict[str, Any] | None:
+    from tune_spaces.studies import get_study
+
+    study = get_study(sweep.study) if sweep.study else None
+    if study is None or study.analysis is None:
+        return None
+    from tune_spaces.colour_histograms import compare_histograms  # torch, for this study only
+
+    return compare_histograms(sweep.base_spec(), cache_dir=document.cache_dir, datasets_dir=document.datasets_dir)

@@ -1,0 +1,83 @@
+"""Whether what the paper claims holds here, by a rule that is stated with the answer.
+
+A claim is a contrast: a weighted sum of means that is above 0 if the claim is true. It is taken
+under each seed by itself, so that what a seed does to both sides cancels, and its mean over seeds
+is judged by the 95 % interval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from tune_spaces.estimate import Estimate, estimate
+from tune_spaces.observations import Observations, mean_by_seed
+from tune_spaces.studies import Claim
+
+__all__ = ["RULE", "ClaimResult", "Verdict", "judge_claim", "overall", "sentence"]
+
+Verdict = Literal["holds", "does_not", "cannot_tell"]
+
+RULE: Final = (
+    "A claim holds if the 95 % interval (Student's t) of its difference, paired by seed, lies above 0; it does not if "
+    "the interval lies below 0; else it can't be told. The paper's claim holds if all of its parts do, and does not if "
+    "one of them does not."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClaimResult:
+    """One claim and what became of it."""
+
+    text: str
+    verdict: Verdict
+    difference: Estimate | None  # None: the sweep lacks the settings it is about
+
+
+def judge_claim(claim: Claim, observations: Observations, *, metric: str, mode: Literal["max", "min"]) -> ClaimResult:
+    """Return whether a claim holds; the difference is over the seeds that all its sides have."""
+    sides = [
+        (term.weight * (-1 if mode == "min" and term.metric is None else 1), observations.matching(term.where), term)
+        for term in claim.terms
+    ]
+    means = [(weight, mean_by_seed(found, term.metric or metric)) for weight, found, term in sides]
+    seeds = set.intersection(*(set(by_seed) for _, by_seed in means))
+    difference = estimate([sum(weight * by_seed[seed] for weight, by_seed in means) for seed in sorted(seeds)])
+    return ClaimResult(text=claim.text, verdict=_verdict(difference), difference=difference)
+
+
+def overall(results: Sequence[ClaimResult]) -> Verdict:
+    """Return the verdict on all claims together."""
+    verdicts = {result.verdict for result in results}
+    if "does_not" in verdicts:
+        return "does_not"
+    return "holds" if verdicts == {"holds"} else "cannot_tell"
+
+
+def sentence(results: Sequence[ClaimResult], *, num_seeds: int) -> str:
+    """Return the answer in one sentence."""
+    verdict = overall(results)
+    if verdict == "holds":
+        return f"The paper's claim holds here: {_joined(results)}."
+    if verdict == "does_not":
+        failed = [result for result in results if result.verdict == "does_not"]
+        return f"The paper's claim does not hold here: it is not so that {_joined(failed)}."
+    lacking = [result for result in results if result.difference is None]
+    if lacking:
+        return f"Whether the paper's claim holds can't be told: settings are lacking to see whether {_joined(lacking)}."
+    open_ = [result for result in results if result.verdict == "cannot_tell"]
+    seeds = f"{num_seeds} seed{'' if num_seeds == 1 else 's'}"
+    return f"Whether the paper's claim holds here can't be told from {seeds}: it is open whether {_joined(open_)}."
+
+
+def _verdict(difference: Estimate | None) -> Verdict:
+    if difference is None or difference.low is None or difference.high is None:
+        return "cannot_tell"
+    if difference.low > 0:
+        return "holds"
+    return "does_not" if difference.high < 0 else "cannot_tell"
+
+
+def _joined(results: Sequence[ClaimResult]) -> str:
+    return "; ".join(result.text for result in results)
