@@ -15,7 +15,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -53,7 +52,7 @@ def measure(rank: int, num_ranks: int, repeats: int, directory: str) -> None:
             if rank == 0:
                 local, over_ranks = (statistics.median(seconds[name]) for name in ("local", "global"))
                 print(
-                    f"{str(dtype):>15} {list(shape)!s:>20}: global {1e3 * over_ranks:7.2f} ms, "
+                    f"{dtype!s:>15} {list(shape)!s:>20}: global {1e3 * over_ranks:7.2f} ms, "
                     f"{over_ranks / local:.2f} of local, {1e3 * (over_ranks - local):+.2f} ms",
                     flush=True,
                 )
@@ -68,8 +67,8 @@ def main() -> None:
     from torch.multiprocessing.spawn import spawn
 
     with tempfile.TemporaryDirectory() as directory:
-        words: Any = (arguments.ranks, 11 if arguments.quick else 51, directory)
-        spawn(measure, args=words, nprocs=arguments.ranks)
+        words = (11 if arguments.quick else 51, directory)
+        spawn(measure, args=(arguments.ranks, *words), nprocs=arguments.ranks)  # type: ignore[no-untyped-call]
 
 
 if __name__ == "__main__":

@@ -60,7 +60,8 @@ def measure_times(num_images: int, repeats: int) -> dict[str, float]:
     """Return the median seconds of each loss; the first round is not counted."""
     import torch
 
-    z, seconds = projections(num_images), {name: [] for name in losses()}
+    z = projections(num_images)
+    seconds: dict[str, list[float]] = {name: [] for name in losses()}
     for turn in range(repeats + 1):
         for name, loss in losses().items():
             start = time.perf_counter()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import sys
 
 import structlog
@@ -13,6 +14,7 @@ from service.app import build
 from service.auth import ensure_guarded
 from service.embedded.processes import die_with_parent
 from service.errors import ServiceError
+from service.event_feed import EventFeed
 from service.observability import configure_logging
 from service.settings import Settings
 
@@ -20,7 +22,7 @@ __all__ = ["main"]
 
 MAX_CONNECTIONS = 2048  # past these a client gets 503 at once instead of a place in a queue
 KEEP_ALIVE_S = 15
-GRACE_S = 5  # for answers under way; event streams end at once, and their clients come back
+GRACE_S = 5  # for answers under way
 
 
 def main() -> int:
@@ -30,6 +32,8 @@ def main() -> int:
     log = structlog.get_logger("service")
     try:
         return asyncio.run(_serve(Settings()))
+    except KeyboardInterrupt:
+        return 0  # SIGINT, after everything was closed
     except ServiceError as error:
         log.error("refuses_to_start", code=error.code, reason=error.message)  # noqa: TRY400 - words for a person
     except ValidationError as error:
@@ -52,9 +56,21 @@ async def _serve(settings: Settings) -> int:
         timeout_graceful_shutdown=GRACE_S,
         server_header=False,
     )
-    server = uvicorn.Server(config)
+    server = _Server(config, feed=app.state.services.feed)
     await server.serve()
     return 0 if server.started else 1
+
+
+class _Server(uvicorn.Server):
+    """A server that ends event streams first: they would hold it up until they are cut."""
+
+    def __init__(self, config: uvicorn.Config, *, feed: EventFeed) -> None:
+        super().__init__(config)
+        self._feed = feed
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._feed.close()
+        await super().shutdown(sockets)
 
 
 if __name__ == "__main__":

@@ -45,6 +45,7 @@ class EventFeed:
         self._max_streams = max_streams
         self._watched: dict[str, _Watched] = {}
         self._is_wanted = asyncio.Event()
+        self.is_closed = False
 
     @property
     def num_streams(self) -> int:
@@ -69,6 +70,13 @@ class EventFeed:
             streams.discard(news)
             if not streams:
                 self._watched.pop(experiment_id, None)
+
+    def close(self) -> None:
+        """Let every stream end, so that none holds up the end of the service; their clients come back."""
+        self.is_closed = True
+        for watched in self._watched.values():
+            for news in watched.streams:
+                news.set()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Poll until `stop` while anyone watches; an unreachable database is waited out."""

@@ -3,7 +3,7 @@
 `state`, `trial` and `condition` events come from the database in order, each with its sequence as
 id, so a client that names the last it saw misses none and sees none twice. `metric` and `log`
 events carry no id; a client catches up on them from `/metrics` and `/logs`. The stream ends after
-the terminal state.
+the terminal state, or with the service.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ async def event_stream(record: ExperimentRecord, services: Services, *, after: i
     heartbeat_due_s = time.monotonic() + HEARTBEAT_S
     yield ServerSentEvent(comment="stream of " + record.id, retry=RECONNECT_MS)
     async with services.feed.subscribe(record.id) as news:
-        while True:
+        while not services.feed.is_closed:
             news.clear()
             try:
                 record = await services.store.get(record.id)

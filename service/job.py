@@ -17,7 +17,7 @@ from typing import Final
 from service.ports import ExperimentRecord
 from service.settings import Settings
 from service.tracking import without_userinfo
-from trainer.context import JobDocument, ParentTrial
+from trainer.context import PRETRAIN_TRIAL_ID, JobDocument, ParentTrial
 from trainer.spec import ScalingSpec
 
 __all__ = ["JobRequest", "attempt_job", "scaling_of"]
@@ -83,8 +83,6 @@ def scaling_of(record: ExperimentRecord) -> ScalingSpec:
 
 
 def _document(record: ExperimentRecord, settings: Settings, attempt: int) -> JobDocument:
-    parent = record.parent or {}
-    continues = parent.get("relation") == "continue" and "trial_id" in parent
     datasets = settings.datasets
     return JobDocument(
         experiment_id=record.id,
@@ -96,8 +94,16 @@ def _document(record: ExperimentRecord, settings: Settings, attempt: int) -> Job
         mlflow_uri=without_userinfo(settings.mlflow_uri) if settings.mlflow_uri else None,
         datasets_dir=str(datasets.expanduser().absolute()) if datasets else None,
         cache_dir=str(settings.cache_dir),
-        parent=ParentTrial(experiment_id=parent["experiment_id"], trial_id=parent["trial_id"]) if continues else None,
+        parent=_parent(record),
     )
+
+
+def _parent(record: ExperimentRecord) -> ParentTrial | None:
+    """Return what a continued experiment starts from; a sweep's trials each from that of the same id."""
+    link = record.parent or {}
+    if link.get("relation") != "continue":
+        return None
+    return ParentTrial(experiment_id=link["experiment_id"], trial_id=link.get("trial_id", PRETRAIN_TRIAL_ID))
 
 
 def _environment(record: ExperimentRecord, environ: Mapping[str, str]) -> dict[str, str]:

@@ -47,6 +47,7 @@ def configure_logging() -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(logging.INFO)
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # lists its plug-ins at each start
 
 
 class RequestMetrics:

@@ -350,7 +350,10 @@ class Tracking(Protocol):
         """Stream one artifact. Raises ArtifactNotFound."""
 
     async def close_runs(self, experiment_id: str, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
-        """Set the end state of the parent run and of every trial run that is still RUNNING."""
+        """Set the end state of the parent run and of every trial run that is still RUNNING.
+
+        Repeating with another state corrects the parent, and the trials that it was given to with it.
+        """
 
     def run_url(self, experiment_id: str, mlflow_run_id: str | None) -> str | None:
         """Return the address of the run's page for a person, if there is one."""

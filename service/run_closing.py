@@ -47,18 +47,20 @@ class RunCloser:
     async def close(self, record: ExperimentRecord, state: State) -> None:
         """Close the runs of an experiment that is about to end in `state`; where MLflow is away, later.
 
+        The note stays until a sweep finds the end committed: a verdict that was not is corrected then.
+
         Raises:
             BlobsUnavailable: If neither could be done nor noted.
         """
         status = run_status(state)
         try:
-            await self._close(record.id, status)
+            await self._ask_mlflow(record.id, status)
         except TrackingUnavailable as error:
             await self._markers.note_open_run(record.id, status)
             await self._conditions.set(record, CONDITION, f"closed when MLflow is back: {error.message}")
 
     async def sweep(self, *, now: datetime) -> int:
-        """Close what is still open of experiments that have ended; return of how many, 0 if it is not time yet.
+        """Close what is still open of experiments that have ended; return of how many; 0 if it is not time yet.
 
         Raises:
             BlobsUnavailable: If the notes cannot be read.
@@ -76,14 +78,14 @@ class RunCloser:
         try:
             record = await self._store.get(open_run.experiment_id)
         except ExperimentNotFound:  # deleted since
-            await self._close(open_run.experiment_id, open_run.status or "KILLED")
-            return True
-        if record.state not in TERMINAL:
-            return False
-        await self._close(record.id, run_status(record.state))
-        await self._conditions.take_back(record, CONDITION)
+            await self._ask_mlflow(open_run.experiment_id, open_run.status or "KILLED")
+        else:
+            if record.state not in TERMINAL:
+                return False
+            await self._ask_mlflow(record.id, run_status(record.state))
+            await self._conditions.take_back(record, CONDITION)
+        await self._markers.forget_open_run(open_run.experiment_id)
         return True
 
-    async def _close(self, experiment_id: str, status: RunStatus) -> None:
+    async def _ask_mlflow(self, experiment_id: str, status: RunStatus) -> None:
         await self._outages.ask(TrackingUnavailable, lambda: self._tracking.close_runs(experiment_id, status))
-        await self._markers.forget_open_run(experiment_id)

@@ -16,6 +16,8 @@ __all__ = ["Ending", "backoff_s", "judge", "over_time", "run_status", "way_to"]
 
 BACKOFF_FIRST_S: Final = 2.0
 BACKOFF_MOST_S: Final = 300.0
+LOST: Final = "job_lost"
+LOST_MOST: Final = 20  # heads that may go under one experiment before it counts: each restart of a stack is one
 
 _ON_THE_WAY: Final = (State.RUNNING, State.PAUSING, State.CANCELLING)  # states a settlement may pass through
 
@@ -68,6 +70,8 @@ def over_time(record: ExperimentRecord) -> Ending:
 def _after_failure(record: ExperimentRecord, left: Left, observation: JobObservation) -> Ending:
     """Return another attempt, or the end of attempts: nothing says that the experiment is at fault."""
     cause = _reason_of(left.failure) if left.failure is not None else _infrastructure(observation)
+    if cause["code"] == LOST and record.attempt - record.failures <= LOST_MOST:
+        return Ending(target=State.RECOVERING, reason=cause)  # a head that went is no fault of the experiment's
     failures = record.failures + 1
     if failures < record.max_attempts:
         return Ending(target=State.RECOVERING, reason=cause, failures=failures)
@@ -78,7 +82,7 @@ def _after_failure(record: ExperimentRecord, left: Left, observation: JobObserva
 
 def _infrastructure(observation: JobObservation) -> JsonObject:
     if observation.status is JobStatus.MISSING:
-        return {"code": "job_lost", "message": "Ray no longer knows the job: its head was replaced or restarted"}
+        return {"code": LOST, "message": "Ray no longer knows the job: its head was replaced or restarted"}
     words = f": {observation.message}" if observation.message else ""
     message = f"the job ended without a word (Ray says {observation.status}){words}"
     return {"code": "job_died", "message": message}

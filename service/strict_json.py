@@ -36,8 +36,8 @@ def parse(data: bytes) -> Any:
             parse_float=_finite,
             parse_int=_bounded,
         )
-        text_escapes_checked = json.dumps(value, ensure_ascii=False) if "\\u" in text else ""
-        text_escapes_checked.encode("utf-8")
+        if "\\u" in text:  # an escape may stand for half of a pair, which no encoding can write
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeDecodeError as error:
         raise MalformedJson(f"the body is not UTF-8: byte {error.start}") from error
     except UnicodeEncodeError as error:

@@ -89,8 +89,11 @@ class MlflowTracking:
             raise _unavailable(error) from error
 
     async def close_runs(self, experiment_id: str, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
-        for run in await self._search(experiment_id):
-            if run["info"]["status"] not in ("RUNNING", "SCHEDULED"):
+        runs = await self._search(experiment_id)
+        # What the parent ended in was set here: with a verdict that was never committed, it is set anew.
+        ours = {run["info"]["status"] for run in runs if _tags(run).get(_TAG_ROLE) == "parent"}
+        for run in runs:
+            if run["info"]["status"] == status or run["info"]["status"] not in {"RUNNING", "SCHEDULED"} | ours:
                 continue
             update = {"run_id": run["info"]["run_id"], "status": status, "end_time": time.time_ns() // 1_000_000}
             self._expect(await self._send("POST", f"{_API}/runs/update", json=update))

@@ -55,7 +55,11 @@ def start_stack(home: Path, datasets: Path | None = None, **settings: str) -> Ru
     home.mkdir(parents=True, exist_ok=True)
     with (home / "serve.log").open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "service.cli", "serve"], env=environment, stdout=log, stderr=log, start_new_session=True
+            [sys.executable, "-m", "service.cli", "serve"],
+            env=environment,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
         )
     url = f"http://127.0.0.1:{port}"
     deadline = time.monotonic() + START_TIMEOUT_S

@@ -57,9 +57,7 @@ def _best(result: TrialResult) -> dict[str, object] | None:
     return {"trial": PRETRAIN_TRIAL_ID, "metric": None, "value": None}
 
 
-def _tabulate(
-    storage: Storage, context: TrialContext, state: TrialRowState, result: TrialResult | None = None
-) -> None:
+def _tabulate(storage: Storage, context: TrialContext, state: TrialRowState, result: TrialResult | None = None) -> None:
     row = TrialRow(
         id=context.trial_id,
         state=state,

@@ -7,6 +7,7 @@ reaches a job, and no secret is in it. Storage keys are derived here and nowhere
 from __future__ import annotations
 
 import base64
+import zlib
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -44,12 +45,12 @@ class JobDocument(BaseModel):
 
     def encode(self) -> str:
         """Return the document as one shell-safe word: whatever a user named is inert in it."""
-        return base64.urlsafe_b64encode(self.model_dump_json().encode()).decode()
+        return base64.urlsafe_b64encode(zlib.compress(self.model_dump_json().encode())).decode()
 
     @classmethod
     def decode(cls, word: str) -> JobDocument:
         """Return the document that `encode` wrote."""
-        return cls.model_validate_json(base64.urlsafe_b64decode(word))
+        return cls.model_validate_json(zlib.decompress(base64.urlsafe_b64decode(word)))
 
     def trial_context(self, trial_id: str) -> TrialContext:
         """Return the context of one trial of this job."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from trainer.batch_norm import running_statistics_frozen
 from trainer.bundle.encoder import ARCHITECTURES, ResNet
 from trainer.seeding import initialisation_generator
 from trainer.spec import EncoderSpec
@@ -61,27 +61,7 @@ def checkpoint_blocks(encoder: Encoder) -> None:
 
 def _recomputed(block: nn.Module, x_BCHW: Tensor) -> Tensor:
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), _spare_buffers(block)
+        return nullcontext(), running_statistics_frozen(block)
 
-    out_BCHW: Tensor = checkpoint(
-        block, x_BCHW, use_reentrant=False, preserve_rng_state=False, context_fn=contexts
-    )
+    out_BCHW: Tensor = checkpoint(block, x_BCHW, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
     return out_BCHW
-
-
-@contextmanager
-def _spare_buffers(block: nn.Module) -> Iterator[None]:
-    """Let a block write on copies of its buffers, which are thrown away.
-
-    Writing the true ones and putting the values back would do as well, but autograd would take it
-    for a change of what it saved.
-    """
-    owners = [(module, dict(module._buffers)) for module in block.modules() if module._buffers]  # noqa: SLF001 - torch has no public way to swap a buffer
-    try:
-        for module, buffers in owners:
-            for name, buffer in buffers.items():
-                module._buffers[name] = None if buffer is None else buffer.clone()  # noqa: SLF001 - likewise
-        yield
-    finally:
-        for module, buffers in owners:
-            module._buffers.update(buffers)  # noqa: SLF001 - likewise

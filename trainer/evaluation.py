@@ -144,9 +144,7 @@ class Evaluation:
             words.append(f"{'beats' if better else 'does not beat'} {name} (paired p = {test.p_mid:.2g})")
         return metrics, f"kNN of h {' and '.join(words)} on {len(labels)} images"
 
-    def _optional(
-        self, learner: SimclrLearner | SupervisedLearner, h: tuple[Features, Features]
-    ) -> dict[str, float]:
+    def _optional(self, learner: SimclrLearner | SupervisedLearner, h: tuple[Features, Features]) -> dict[str, float]:
         """Return what the spec asks for beyond the usual: label fractions, z, transformations."""
         asked, metrics = self._spec.evaluation, {}
         if asked.label_fractions:
@@ -209,7 +207,9 @@ class Evaluation:
 
     def _query_labels(self) -> Labels:
         validation = self._labels(self._dataset.validation)
-        return np.concatenate([self._labels(self._dataset.pretrain), validation]) if self._leaves_one_out else validation
+        return (
+            np.concatenate([self._labels(self._dataset.pretrain), validation]) if self._leaves_one_out else validation
+        )
 
     @staticmethod
     def _knn_metrics(results: dict[int, KnnResult]) -> dict[str, float]:

@@ -60,9 +60,7 @@ def run_trial(spec: PretrainSpec, context: TrialContext, *, on_epoch: OnEpoch | 
     return finished_trial(context) or _through_ray(spec, context, on_epoch)
 
 
-def run_trial_in_process(
-    spec: PretrainSpec, context: TrialContext, *, on_epoch: OnEpoch | None = None
-) -> TrialResult:
+def run_trial_in_process(spec: PretrainSpec, context: TrialContext, *, on_epoch: OnEpoch | None = None) -> TrialResult:
     """Train one trial alone in this process (W = 1, CPU), and return how it ended."""
     if (result := finished_trial(context)) is None:
         train(spec, context, Team(), on_epoch=on_epoch)
@@ -201,5 +199,3 @@ def _cause(error: BaseException) -> str:
     while inner.__cause__ is not None:
         inner = inner.__cause__
     return " ".join(str(inner).split())[-500:]
-
-

@@ -45,9 +45,7 @@ class SimclrLearner(nn.Module):
     def __init__(self, spec: PretrainSpec, *, group: ProcessGroup | None) -> None:
         super().__init__()
         self.encoder = build_encoder(spec.encoder, seed=spec.seed)
-        self.head = build_projection_head(
-            spec.projection_head, width_of_h=self.encoder.width_of_h, seed=spec.seed
-        )
+        self.head = build_projection_head(spec.projection_head, width_of_h=self.encoder.width_of_h, seed=spec.seed)
         self._objective = build_objective(spec.loss, group=group)
 
     def outputs(self, views_MCHW: Tensor) -> Tensor:

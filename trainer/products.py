@@ -115,4 +115,3 @@ def _neighbours(dataset: Dataset, final: FinalEvaluation) -> bytes:
         bank_images_MHWC=dataset.pretrain,
         bank_features_MR=final.pretrain_h,
     )
-

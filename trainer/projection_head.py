@@ -22,7 +22,7 @@ def build_projection_head(spec: ProjectionHeadSpec, *, width_of_h: int, seed: in
     if spec.kind == "none":
         return nn.Identity()
     if spec.kind == "linear":
-        head = nn.Sequential(nn.Linear(width_of_h, spec.dim, bias=False))
+        head = nn.Sequential(*_layer(width_of_h, spec.dim, is_last=True, has_batch_norm=False))
     else:
         hidden_dim = width_of_h if spec.hidden_dim is None else spec.hidden_dim
         widths = [width_of_h, *[hidden_dim] * (spec.num_layers - 1)]
@@ -37,7 +37,7 @@ def build_projection_head(spec: ProjectionHeadSpec, *, width_of_h: int, seed: in
 
 
 def _layer(in_dim: int, out_dim: int, *, is_last: bool, has_batch_norm: bool) -> list[nn.Module]:
-    linear = nn.utils.skip_init(nn.Linear, in_dim, out_dim, bias=not (is_last or has_batch_norm))
+    linear = nn.Linear(in_dim, out_dim, bias=not (is_last or has_batch_norm), device="meta").to_empty(device="cpu")
     norm = [nn.BatchNorm1d(out_dim, bias=not is_last)] if has_batch_norm else []
     return [linear, *norm, *([] if is_last else [nn.ReLU(inplace=True)])]
 

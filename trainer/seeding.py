@@ -79,7 +79,8 @@ def normal_of(keys_B: Tensor, *, count: int) -> Tensor:
     """
     words = _bits(keys_B, count=(count + 3) // 4)
     indices = words.view(torch.int16)[:, :count].to(torch.int64) + NUM_QUANTILES // 2
-    return _normal_quantiles().to(indices.device)[indices]
+    quantiles: Tensor = _normal_quantiles().to(indices.device)
+    return quantiles[indices]
 
 
 def permutation(*, seed: int, epoch: int, size: int) -> NDArray[np.int64]:
@@ -135,5 +136,5 @@ def _signed(word: int) -> int:
 def _normal_quantiles() -> Tensor:
     """Return the middles of 65,536 equal parts of the standard normal distribution, scaled to variance 1."""
     levels = (torch.arange(NUM_QUANTILES, dtype=torch.float64) + 0.5) / NUM_QUANTILES
-    quantiles = torch.special.ndtri(levels)
+    quantiles: Tensor = torch.special.ndtri(levels)
     return quantiles / quantiles.square().mean().sqrt()

@@ -58,8 +58,6 @@ class Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
-
-
 # --- views: the operations of the paper's Fig. 4, in the order they are applied -------------------
 
 
@@ -138,15 +136,7 @@ class Sobel(_Operation):
 
 
 Operation = Annotated[
-    CropResize
-    | HorizontalFlip
-    | ColorJitter
-    | Grayscale
-    | GaussianBlur
-    | Cutout
-    | Rotation
-    | GaussianNoise
-    | Sobel,
+    CropResize | HorizontalFlip | ColorJitter | Grayscale | GaussianBlur | Cutout | Rotation | GaussianNoise | Sobel,
     Field(discriminator="op"),
 ]
 
@@ -184,9 +174,9 @@ class DataSpec(Part):
 class EncoderSpec(Part):
     """f: a ResNet (paper, section 2.1) or the CIFAR family of He et al. 2016, section 4.2."""
 
-    name: Literal[
-        "resnet8", "resnet14", "resnet20", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"
-    ] = "resnet18"  # B.9 uses ResNet-50; ours is the smallest of its family
+    name: Literal["resnet8", "resnet14", "resnet20", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"] = (
+        "resnet18"  # B.9 uses ResNet-50; ours is the smallest of its family
+    )
     stem: Literal["cifar", "imagenet"] = "cifar"  # B.9
     width: Literal[1, 2, 4] = 1  # paper, Fig. 7
     norm: Literal["batch", "group"] = "batch"

@@ -154,9 +154,7 @@ class MlflowRuns:
 class TrialRecorder:
     """Rank 0's pen: `metrics` and `artifact` return at once, two threads do the rest."""
 
-    def __init__(
-        self, *, storage: Storage, context: TrialContext, outbox: Outbox, description: RunDescription
-    ) -> None:
+    def __init__(self, *, storage: Storage, context: TrialContext, outbox: Outbox, description: RunDescription) -> None:
         self._storage = storage
         self._context = context
         self._outbox = outbox

@@ -11,7 +11,6 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,26 +22,18 @@ from trainer.context import JobDocument, TrialContext
 from trainer.errors import Stopped, TrainerError
 from trainer.launch import run_trial, run_trial_in_process
 from trainer.spec import PretrainSpec
+from tune_spaces.capacity import DRIVER_CPUS, is_alone, num_concurrent, trial_resources
+from tune_spaces.outcome import Outcome
 from tune_spaces.referee import AskReferee, Referee
 from tune_spaces.spec import SweepSpec
 from tune_spaces.supply import TrialSupply
 
-__all__ = ["Outcome", "num_concurrent", "run_trials", "trial_resources"]
+__all__ = ["run_trials"]
 
 logger = logging.getLogger(__name__)
 
-DRIVER_CPUS: Final = 0.01  # of a trial whose workers are elsewhere; 0 is refused by Ray
 MAX_TRIAL_FAILURES: Final = 1  # of its process; what training itself says is final is not tried again
 ASK_STOP_EVERY_S: Final = 0.5
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """How one trial ended: it has a completion marker, was stopped by its owner, or failed."""
-
-    trial: str
-    state: str  # ended | stopped | failed
-    reason: dict[str, Any] | None = None
 
 
 def run_trials(
@@ -56,23 +47,10 @@ def run_trials(
     on_end: Callable[[Outcome], None],
     should_end: Callable[[], bool],
 ) -> None:
-    """Run what `supply` gives until it gives no more or the sweep should end.
-
-    Args:
-        sweep: A complete sweep.
-        document: Of this attempt.
-        supply: Which trials; asked when there is room for one.
-        num_trials: How many it may give at most.
-        contexts: Returns the context of a trial.
-        on_start: Told that a trial starts; in this process.
-        on_end: Told how it ended; in this process.
-        should_end: Asked before each new trial.
-    """
+    """Run trials on Ray Tune, as `tune_spaces.outcome.RunTrials` says."""
     if not ray.is_initialized():
         ray.init(address="auto", log_to_driver=True)
-    most = max((trial_resources(trial.spec) for trial in supply.known()), key=_size, default=None)
-    concurrent = num_concurrent(most or trial_resources(sweep.base_spec()), _cluster())
-    concurrent = min(concurrent, sweep.max_concurrent_trials or concurrent, num_trials)
+    concurrent = _concurrency(sweep, supply, num_trials)
     logger.info("%d trials to run, %d at a time", num_trials, concurrent)
     trainable = tune.with_parameters(_run_one, referee=_referee(sweep, document, supply))
     tuner = tune.Tuner(
@@ -96,45 +74,18 @@ def run_trials(
     tuner.fit()
 
 
-# --- resources ------------------------------------------------------------------------------------
-
-
-def trial_resources(spec: PretrainSpec) -> dict[str, float]:
-    """Return what one trial takes of a cluster, its workers included."""
-    scaling = spec.scaling
-    workers = scaling.min_workers()
-    resources = {"CPU": float(scaling.cpus_per_worker * workers)}
-    if scaling.gpus_per_worker:
-        resources["GPU"] = float(scaling.gpus_per_worker * workers)
-    if not _is_alone(spec):
-        resources["CPU"] += DRIVER_CPUS
-    return resources
-
-
-def num_concurrent(resources: Mapping[str, float], cluster: Mapping[str, float]) -> int:
-    """Return how many trials fit a cluster at once, at least 1 (it may still grow)."""
-    return max(1, min(int(cluster.get(name, 0.0) // amount) for name, amount in resources.items()))
-
-
-def _cluster() -> Mapping[str, float]:
-    resources: Mapping[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call] # Ray's own omission
-    return resources
-
-
-def _is_alone(spec: PretrainSpec) -> bool:
-    """Return whether a trial needs no workers beside its own process."""
-    return spec.scaling.max_workers() == 1 and spec.scaling.gpus_per_worker == 0
+def _concurrency(sweep: SweepSpec, supply: TrialSupply, num_trials: int) -> int:
+    cluster: Mapping[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call] # Ray's own omission
+    specs = [trial.spec for trial in supply.known()] or [sweep.base_spec()]
+    room = num_concurrent(specs, cluster)
+    return min(room, sweep.max_concurrent_trials or room, num_trials)
 
 
 def _requested(config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
     """Return what Tune reserves: all of a lone trial, the driver of one whose workers Ray Train places."""
     spec = PretrainSpec.model_validate_json(config["spec"])
-    resources = trial_resources(spec) if _is_alone(spec) else {"CPU": DRIVER_CPUS}
+    resources = trial_resources(spec) if is_alone(spec) else {"CPU": DRIVER_CPUS}
     return tune.PlacementGroupFactory([resources])
-
-
-def _size(resources: Mapping[str, float]) -> tuple[float, float]:
-    return resources.get("GPU", 0.0), resources["CPU"]
 
 
 # --- inside a trial's process ---------------------------------------------------------------------
@@ -147,7 +98,7 @@ def _run_one(config: dict[str, Any], *, referee: Any) -> dict[str, Any]:
     context = TrialContext.model_validate_json(config["context"])
     on_epoch = AskReferee(referee=referee, trial=context.trial_id, epochs=spec.epochs) if referee else None
     run = run_trial
-    if _is_alone(spec):
+    if is_alone(spec):
         import torch
 
         torch.set_num_threads(spec.scaling.cpus_per_worker)

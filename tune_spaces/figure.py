@@ -128,6 +128,7 @@ def _blank(width: float, height: float) -> tuple[Figure, Any]:
 
 def _bytes(figure: Figure, form: Literal["svg", "png"]) -> bytes:
     buffer = io.BytesIO()
-    with rc_context({"svg.hashsalt": "report"}):  # equal figures have equal bytes
+    # Equal figures have equal bytes, and text stays text.
+    with rc_context({"svg.hashsalt": "report", "svg.fonttype": "none"}):
         figure.savefig(buffer, format=form, metadata={"Date": None} if form == "svg" else None)
     return buffer.getvalue()

@@ -132,7 +132,7 @@ def build_report(
         paper_finding=study.paper.finding if study else None,
         paper_note=_paper_note(study),
         num_seeds=num_seeds,
-        num_trials=Counter(row.state for row in rows),
+        num_trials=dict(Counter(row.state for row in rows)),
         best=settings[0].label if settings else None,
         metrics=metrics,
         settings=settings,

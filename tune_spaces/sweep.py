@@ -20,8 +20,10 @@ from trainer.parent_run import ParentRun
 from trainer.storage import BlobMissing, Storage
 from trainer.tracking import RunDescription, flatten
 from trainer.trial_table import TrialRow, read_trial_table
+from tune_spaces.errors import SweepInterrupted
 from tune_spaces.last_values import last_values
 from tune_spaces.ledger import DONE, Ledger
+from tune_spaces.outcome import Outcome, RunTrials
 from tune_spaces.plan import planned_trials
 from tune_spaces.spec import SweepSpec, complete
 from tune_spaces.supply import TrialSupply, open_supply
@@ -31,18 +33,24 @@ __all__ = ["best_trial", "end_of", "run_sweep"]
 logger = logging.getLogger(__name__)
 
 
-def run_sweep(document: JobDocument, storage: Storage) -> JobEnd:
+def run_sweep(document: JobDocument, storage: Storage, *, run_trials: RunTrials | None = None) -> JobEnd:
     """Run one attempt of a sweep and return how it ended by itself.
+
+    Args:
+        document: Of this attempt.
+        storage: Where trials keep their markers.
+        run_trials: How trials are run; None: on Ray Tune.
 
     Raises:
         Stopped: If a pause or a cancel was asked for.
         Superseded: If a newer attempt owns the sweep.
+        SweepInterrupted: If the trials ended before their time and no one asked for it.
         StorageUnavailable: If the trial table cannot be written.
     """
     sweep = complete(SweepSpec.model_validate(document.spec))
     with ParentRun(document.mlflow_uri, document.experiment_id, _describe(document, sweep)) as parent_run:
         driver = SweepDriver(sweep, document, storage)
-        driver.run()
+        driver.run(run_trials)
         rows = list(driver.ledger.rows.values())
         parent_run.artifacts(_write_report(sweep, document, storage, rows))
     return end_of(sweep, rows)
@@ -60,13 +68,11 @@ class SweepDriver:
         self.supply: TrialSupply = open_supply(sweep, self.ledger.rows, self._settle_finished())
         self.ledger.plan(self.supply.known())
 
-    def run(self) -> None:
-        """Run the trials that have not ended, and raise if the sweep was stopped meanwhile."""
+    def run(self, run_trials: RunTrials | None = None) -> None:
+        """Run the trials that have not ended, and raise if they still have not."""
         left = self._num_left()
         if left:
-            from tune_spaces.execution import run_trials  # Ray is started by it, and not needed to settle
-
-            run_trials(
+            (run_trials or _on_ray())(
                 self.sweep,
                 self.document,
                 self.supply,
@@ -76,11 +82,13 @@ class SweepDriver:
                 on_end=self._end,
                 should_end=lambda: self.ledger.superseded is not None or self._stop_wish() is not None,
             )
-        kind = self._stop_wish()
-        if kind is not None and self._num_left():
+        left, kind = self._num_left(), self._stop_wish()
+        if left and kind is not None:
             self.ledger.stop(kind)
-            raise Stopped(f"stopped by a {kind} with {self._num_left()} trials left", kind=kind, step=None)
+            raise Stopped(f"stopped by a {kind} with {left} trials left", kind=kind, step=None)
         self.ledger.write(is_last=True)
+        if left:
+            raise SweepInterrupted(f"the driver was interrupted with {left} trials left", trials_left=left)
 
     def context(self, trial_id: str) -> TrialContext:
         """Return the context of a trial; one that continues another sweep starts from its namesake."""
@@ -142,7 +150,7 @@ class SweepDriver:
         self.ledger.start(trial_id)
         logger.info("trial %s starts: %s", trial_id, dict(self.ledger.rows[trial_id].params))
 
-    def _end(self, outcome: Any) -> None:
+    def _end(self, outcome: Outcome) -> None:
         trial_id = outcome.trial
         if outcome.state == "stopped":
             return
@@ -161,6 +169,12 @@ class SweepDriver:
         except (BlobMissing, OSError, ValueError):
             return None  # none was written, or storage is away: asked again soon
         return str(wish["kind"]) if wish.get("attempt") == self.document.attempt else None
+
+
+def _on_ray() -> RunTrials:
+    from tune_spaces.execution import run_trials  # Ray, which settling what has ended does not need
+
+    return run_trials
 
 
 # --- the end --------------------------------------------------------------------------------------

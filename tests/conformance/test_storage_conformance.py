@@ -9,6 +9,7 @@ from pathlib import Path
 import boto3
 import pytest
 from moto.server import ThreadedMotoServer
+
 from trainer.storage import BlobMissing, DirectoryStorage, S3Storage, Storage, open_storage
 
 

@@ -874,6 +874,9 @@ async def test_the_store_comes_back_with_its_server(server: PostgresServer) -> N
             await store.get(record.id)
         server.start()
         assert await store.get(record.id) == record
+        server.stop()
+        server.start()
+        assert await store.get(record.id) == record  # though the connection it kept is dead
     finally:
         await store.close()
 

@@ -212,9 +212,19 @@ async def test_closing_ends_the_parent_and_the_trials_that_still_run(records: Ma
         writer.run(other_id, None),
     )
     await tracking.close_runs(experiment_id, "FAILED")
-    await tracking.close_runs(experiment_id, "FINISHED")
     assert (writer.status(parent), writer.status(trial), writer.status(other)) == ("FAILED", "FAILED", "RUNNING")
     await tracking.close_runs(new_id(), "KILLED")
+
+
+async def test_closing_again_with_another_state_corrects_what_closing_set(records: Made) -> None:
+    tracking, writer = records
+    experiment_id = new_id()
+    parent, trial = writer.run(experiment_id, None), writer.run(experiment_id, "t0000")
+    await tracking.close_runs(experiment_id, "FAILED")
+    late = writer.run(experiment_id, "t0001")
+    await tracking.close_runs(experiment_id, "FINISHED")
+    await tracking.close_runs(experiment_id, "FINISHED")
+    assert [writer.status(run_id) for run_id in (parent, trial, late)] == ["FINISHED"] * 3
 
 
 async def test_a_run_has_a_page(records: Made) -> None:

@@ -82,8 +82,10 @@ class FakeTracking:
 
     async def close_runs(self, experiment_id: str, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
         self._answer()
-        for run in self.runs.values():
-            if run.experiment_id == experiment_id and run.status == "RUNNING":
+        runs = [run for run in self.runs.values() if run.experiment_id == experiment_id]
+        ours = {run.status for run in runs if run.trial_id is None}
+        for run in runs:
+            if run.status in {"RUNNING"} | ours:
                 run.status = status
 
     def run_url(self, experiment_id: str, mlflow_run_id: str | None) -> str | None:

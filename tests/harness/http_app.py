@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import httpx2
@@ -27,6 +28,7 @@ from tests.fakes.tracking import FakeRun, FakeTracking
 from trainer.context import experiment_key, trial_key
 from trainer.storage import DirectoryStorage
 
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 START = datetime(2030, 1, 1, tzinfo=UTC)
 
 
@@ -47,7 +49,9 @@ class HttpApp:
     tracking: FakeTracking
     blobs: DirectoryStorage
 
-    async def submit(self, body: dict[str, Any] | None = None, **headers: str) -> dict[str, Any]:
+    async def submit(
+        self, body: dict[str, Any] | None = None, headers: Mapping[str, str] = NO_HEADERS
+    ) -> dict[str, Any]:
         """Submit, expect success and return the experiment."""
         answer = await self.http.post("/experiments", json=body or pretrain_body(), headers=headers)
         assert answer.status_code == 202, answer.text
@@ -123,7 +127,8 @@ async def http_app(folder: Path, *, database: Path, **settings: Any) -> AsyncIte
     cache.mkdir(exist_ok=True)
     (folder / "cache").symlink_to(cache)
     store = SqlStore(f"sqlite+aiosqlite:///{folder / 'simclr.db'}")
-    cluster, tracking, blobs = FakeCluster(clock=Clock()), FakeTracking(), DirectoryStorage(folder / "storage")
+    tracking, blobs = FakeTracking(), DirectoryStorage(folder / "storage")
+    cluster = FakeCluster(clock=Clock(), blobs=blobs, tracking=tracking)
     values = Settings(home=folder, **settings)
     app = create_app(settings=values, store=store, cluster=cluster, tracking=tracking, blobs=blobs)
     transport = httpx2.ASGITransport(app)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+
 from trainer.context import TrialContext
 from trainer.loop import train
 from trainer.spec import PretrainSpec
@@ -49,7 +50,7 @@ def train_until_killed(team: Team, spec: dict[str, Any], context: dict[str, Any]
     import trainer.scribe
 
     trainer.scribe.CHECKPOINT_EVERY_S = 0.0  # type: ignore[misc] # at every step that finds the writer idle
-    recorded = trainer.loop.Run._read  # noqa: SLF001 - the moment right behind an update
+    recorded = trainer.loop.Run._read
 
     def read_then_die(run: Any, unread: Any) -> bool:
         should_stop = recorded(run, unread)
@@ -59,7 +60,7 @@ def train_until_killed(team: Team, spec: dict[str, Any], context: dict[str, Any]
             os.kill(os.getpid(), signal.SIGKILL)
         return should_stop
 
-    trainer.loop.Run._read = read_then_die  # type: ignore[method-assign]  # noqa: SLF001
+    trainer.loop.Run._read = read_then_die  # type: ignore[method-assign]
     train_trial(team, spec, context)
 
 

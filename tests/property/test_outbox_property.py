@@ -11,6 +11,7 @@ import tempfile
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
 from trainer.context import TrialContext
 from trainer.errors import Superseded
 from trainer.fence import take_fence

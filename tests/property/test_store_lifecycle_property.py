@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import shutil
 import tempfile
 from collections.abc import Coroutine, Iterator
@@ -58,7 +59,9 @@ class Modelled:
 
 @cache
 def template() -> Path:
-    path = Path(tempfile.mkdtemp(prefix="store-model-")) / "template.db"
+    folder = tempfile.mkdtemp(prefix="store-model-")
+    atexit.register(shutil.rmtree, folder)
+    path = Path(folder) / "template.db"
     migrations.upgrade(f"sqlite+aiosqlite:///{path}")
     return path
 

@@ -84,7 +84,9 @@ def test_a_large_view_is_the_same_alone_and_in_a_batch() -> None:
     views = a_drawer(side=129, dtype=torch.float32)
     whole = views.draw(images, sample_ids_B=ids, epoch=0, view=0)
     for row in range(6):
-        assert torch.equal(views.draw(images[row : row + 1], sample_ids_B=ids[row : row + 1], epoch=0, view=0)[0], whole[row])
+        assert torch.equal(
+            views.draw(images[row : row + 1], sample_ids_B=ids[row : row + 1], epoch=0, view=0)[0], whole[row]
+        )
 
 
 def test_the_size_of_a_block_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

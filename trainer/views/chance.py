@@ -21,8 +21,8 @@ class Chance:
 
     seed: int
     epoch: int
-    sample_ids_M: Tensor  # int64
-    view_M: Tensor  # int64, 0 or 1
+    sample_ids: Tensor  # int64
+    views: Tensor  # int64, 0 or 1
     stream: int
 
     def uniform(self, count: int) -> Tensor:
@@ -32,12 +32,12 @@ class Chance:
     def keys(self) -> Tensor:
         """Return what `seeding` makes the numbers of each view from, (M,) int64."""
         return seeding.draw_keys(
-            seed=self.seed, epoch=self.epoch, sample_ids_B=self.sample_ids_M, view=self.view_M, stream=self.stream
+            seed=self.seed, epoch=self.epoch, sample_ids_B=self.sample_ids, view=self.views, stream=self.stream
         )
 
     def of_rows(self, rows: Tensor) -> Chance:
         """Return the chance of some of the views."""
-        return replace(self, sample_ids_M=self.sample_ids_M[rows], view_M=self.view_M[rows])
+        return replace(self, sample_ids=self.sample_ids[rows], views=self.views[rows])
 
     def of_stream(self, stream: int) -> Chance:
         """Return independent chance for another purpose."""

@@ -20,9 +20,9 @@ BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 class Adjustments(NamedTuple):
     """What is done to the colours of each view, in which order."""
 
-    factor_M3: Tensor  # float64, of brightness, contrast, saturation; 1 changes nothing
-    hue_M: Tensor  # float64, turns of the colour circle, -0.5..0.5
-    order_M4: Tensor  # int64, the adjustment that comes 1st, 2nd, 3rd, 4th
+    factors: Tensor  # float64, of brightness, contrast, saturation; 1 changes nothing
+    hue: Tensor  # float64, turns of the colour circle, -0.5..0.5
+    order: Tensor  # int64, the adjustment that comes 1st, 2nd, 3rd, 4th
 
 
 class RandomJitter:
@@ -36,9 +36,9 @@ class RandomJitter:
         factor_M3, hue_M1, key_M4 = chance.uniform(8).tensor_split([3, 4], dim=1)
         low, high = max(0.0, 1 - 0.8 * self._strength), 1 + 0.8 * self._strength
         return Adjustments(
-            factor_M3=low + (high - low) * factor_M3,
-            hue_M=0.2 * self._strength * (2 * hue_M1[:, 0] - 1),
-            order_M4=key_M4.argsort(dim=1),
+            factors=low + (high - low) * factor_M3,
+            hue=0.2 * self._strength * (2 * hue_M1[:, 0] - 1),
+            order=key_M4.argsort(dim=1),
         )
 
     def apply(self, planes_CMHW: Tensor, drawn: Adjustments) -> Tensor:
@@ -69,15 +69,15 @@ def jitter_(planes_CMHW: Tensor, adjustments: Adjustments) -> None:
     so at each position all views are blended at once, with a = 1, b = c = 0 (which changes no bit)
     where it is hue's turn. Within 1e-5 of torchvision's `adjust_*` in the same order, in float32.
     """
-    is_M44 = functional.one_hot(adjustments.order_M4, 4)  # [view, position, adjustment]
-    own_M4 = (is_M44[..., :HUE] * adjustments.factor_M3[:, None]).sum(dim=2) + is_M44[..., HUE]
+    is_M44 = functional.one_hot(adjustments.order, 4)  # [view, position, adjustment]
+    own_M4 = (is_M44[..., :HUE] * adjustments.factors[:, None]).sum(dim=2) + is_M44[..., HUE]
     own_4M, grey_4M, mean_4M = (
         weight_M4.T.contiguous().to(planes_CMHW)
         for weight_M4 in (own_M4, (1 - own_M4) * is_M44[..., SATURATION], (1 - own_M4) * is_M44[..., CONTRAST])
     )
     for position in range(4):
         _blend_(planes_CMHW, own_M=own_4M[position], grey_M=grey_4M[position], mean_M=mean_4M[position])
-        _turn_some_(planes_CMHW, adjustments.hue_M, rows=is_M44[:, position, HUE].nonzero()[:, 0])
+        _turn_some_(planes_CMHW, adjustments.hue, rows=is_M44[:, position, HUE].nonzero()[:, 0])
 
 
 def _blend_(planes_CMHW: Tensor, *, own_M: Tensor, grey_M: Tensor, mean_M: Tensor) -> None:

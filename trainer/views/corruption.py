@@ -20,10 +20,10 @@ GREY = 0.5
 class Squares(NamedTuple):
     """The part of a square that lies in the image: rows top..bottom - 1, columns left..right - 1, (M,) int64."""
 
-    top_M: Tensor
-    bottom_M: Tensor
-    left_M: Tensor
-    right_M: Tensor
+    top: Tensor
+    bottom: Tensor
+    left: Tensor
+    right: Tensor
 
 
 class RandomCutout:
@@ -39,7 +39,7 @@ class RandomCutout:
         (top, left), (bottom, right) = (
             edges_M2.clamp(0, self._side).unbind(1) for edges_M2 in (start_M2, start_M2 + self._size)
         )
-        return Squares(top_M=top, bottom_M=bottom, left_M=left, right_M=right)
+        return Squares(top=top, bottom=bottom, left=left, right=right)
 
     def apply(self, planes_CMHW: Tensor, drawn: Squares) -> Tensor:
         """Return the views with a grey square each."""
@@ -50,8 +50,8 @@ class RandomCutout:
 def cut_out_(planes_CMHW: Tensor, squares: Squares) -> None:
     """Set each view's square to grey, 0.5, in place; torchvision's `erase`, exactly."""
     pixel_S = torch.arange(planes_CMHW.shape[-1])
-    covered_MH = (pixel_S >= squares.top_M[:, None]) & (pixel_S < squares.bottom_M[:, None])
-    covered_MW = (pixel_S >= squares.left_M[:, None]) & (pixel_S < squares.right_M[:, None])
+    covered_MH = (pixel_S >= squares.top[:, None]) & (pixel_S < squares.bottom[:, None])
+    covered_MW = (pixel_S >= squares.left[:, None]) & (pixel_S < squares.right[:, None])
     covered = covered_MH[:, :, None].to(planes_CMHW) * covered_MW[:, None, :].to(planes_CMHW)
     planes_CMHW.mul_(1 - covered).add_(covered.mul_(GREY))
 

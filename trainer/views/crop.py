@@ -19,10 +19,10 @@ NUM_TRIES = 10  # as torchvision's RandomResizedCrop
 class Boxes(NamedTuple):
     """Where to crop, whole pixels: all (M,) int64."""
 
-    top_M: Tensor
-    left_M: Tensor
-    height_M: Tensor
-    width_M: Tensor
+    top: Tensor
+    left: Tensor
+    height: Tensor
+    width: Tensor
 
 
 class RandomCrop:
@@ -51,7 +51,7 @@ class RandomCrop:
         places_M2 = (place_M2 * (self._side - sides_M2 + 1)).floor_()
         places_M2[~fits_MT.any(dim=1)] = ((self._side - sides_M2) / 2).floor_()[~fits_MT.any(dim=1)]
         (top, left), (height, width) = places_M2.long().unbind(1), sides_M2.long().unbind(1)
-        return Boxes(top_M=top, left_M=left, height_M=height, width_M=width)
+        return Boxes(top=top, left=left, height=height, width=width)
 
     def _largest_sides(self) -> tuple[float, float]:
         """Return height and width of the largest box whose ratio, width to height, is allowed."""
@@ -73,7 +73,7 @@ def crop_resize(planes_CMHW: Tensor, boxes: Boxes) -> Tensor:
     1e-12 in float64, either way.
     """
     num_channels, num_views, side, _ = planes_CMHW.shape
-    low_MH, high_MH, weight_MH = _taps(boxes.top_M, boxes.height_M, side=side)
+    low_MH, high_MH, weight_MH = _taps(boxes.top, boxes.height, side=side)
     planes_M = torch.arange(num_channels * num_views).reshape(num_channels, num_views, 1) * side
     rows = planes_CMHW.reshape(-1, side)
     weight_M1H1 = weight_MH[:, :, None].to(planes_CMHW)
@@ -81,13 +81,13 @@ def crop_resize(planes_CMHW: Tensor, boxes: Boxes) -> Tensor:
         rows.index_select(0, (planes_M + index_MH).reshape(-1).to(rows.device)).view_as(planes_CMHW)
         for index_MH in (low_MH, high_MH)
     )
-    planes_CMHW = _blend_(low, high, weight_M1H1)
-    low_MW, high_MW, weight_MW = _taps(boxes.left_M, boxes.width_M, side=side)
+    planes_CMHW = low.lerp_(high, weight_M1H1)
+    low_MW, high_MW, weight_MW = _taps(boxes.left, boxes.width, side=side)
     low, high = (
         planes_CMHW.gather(3, index_MW.to(rows.device)[:, None, :].expand_as(planes_CMHW))
         for index_MW in (low_MW, high_MW)
     )
-    return _blend_(low, high, weight_MW[:, None, :].to(planes_CMHW))
+    return low.lerp_(high, weight_MW[:, None, :].to(planes_CMHW))
 
 
 def _taps(start_M: Tensor, length_M: Tensor, *, side: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -99,12 +99,3 @@ def _taps(start_M: Tensor, length_M: Tensor, *, side: int) -> tuple[Tensor, Tens
     high_MS = torch.minimum(low_MS + 1, last_M1)
     start_M1 = start_M[:, None]
     return start_M1 + low_MS.long(), start_M1 + high_MS.long(), position_MS - low_MS
-
-
-def _blend_(low: Tensor, high: Tensor, weight: Tensor) -> Tensor:
-    """Return low + weight * (high - low); both are overwritten.
-
-    Each step rounds once: a fused multiply-add may round differently at the end of an array, and a
-    view must not depend on where in a batch it stands.
-    """
-    return low.add_(high.sub_(low).mul_(weight))

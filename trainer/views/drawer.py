@@ -48,9 +48,7 @@ class ViewDrawer:
     that drew it.
     """
 
-    def __init__(
-        self, spec: ViewsSpec, *, image_size: int, seed: int, dtype: torch.dtype, channels_last: bool
-    ) -> None:
+    def __init__(self, spec: ViewsSpec, *, image_size: int, seed: int, dtype: torch.dtype, channels_last: bool) -> None:
         self._operations = spec.resolved_operations()
         self._transformations = [build_transformation(op, side=image_size) for op in self._operations]
         self._image_size = image_size
@@ -88,7 +86,7 @@ class ViewDrawer:
             device=images_MHWC.device,
             memory_format=_memory_format(channels_last=self._channels_last),
         )
-        chance = Chance(seed=self._seed, epoch=epoch, sample_ids_M=sample_ids_M.cpu(), view_M=view_M, stream=0)
+        chance = Chance(seed=self._seed, epoch=epoch, sample_ids=sample_ids_M.cpu(), views=view_M, stream=0)
         stages = self._drawn(chance)
         for start, stop in self._blocks(images_MHWC):
             planes_CMHW = _planes(images_MHWC[start:stop], dtype=self._dtype)
@@ -140,7 +138,7 @@ def _drawn_rows(operation: Operation, chance: Chance) -> Tensor:
     """Return the views, int64 rows, that an operation is applied to."""
     is_drawn_M = chance.uniform(1)[:, 0] < operation.p
     if operation.branch != "both":
-        is_drawn_M &= chance.view_M == ("first", "second").index(operation.branch)
+        is_drawn_M &= chance.views == ("first", "second").index(operation.branch)
     return is_drawn_M.nonzero()[:, 0]
 
 

@@ -47,7 +47,7 @@ class Transformation(Protocol[D]):
         """Return the transformed views, in 0..1; `planes_CMHW` may be overwritten."""
 
 
-def build_transformation(operation: Operation, *, side: int) -> Transformation[Any]:
+def build_transformation(operation: Operation, *, side: int) -> Transformation[Any]:  # noqa: PLR0911 - one for each
     """Return what an operation does to images of `side` by `side` pixels, whatever its `p` and `branch`."""
     match operation:
         case CropResize():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,19 @@ Use = Callable[[Database], Awaitable[Any]]
 
 
 def used(address: str, use: Use, *, wait_s: float = 1.0) -> Any:
+    """Use a database and close it; every connection's thread must end by that."""
+    before = set(threading.enumerate())
+
     async def run() -> Any:
         database = Database(address, wait_s=wait_s)
         try:
             return await use(database)
         finally:
             await database.close()
+            of_connections = {each for each in set(threading.enumerate()) - before if "_connection_worker" in each.name}
+            for thread in of_connections:
+                await asyncio.to_thread(thread.join, 10)
+                assert not thread.is_alive()
 
     return asyncio.run(run())
 

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -270,6 +271,24 @@ async def test_runs_of_an_experiment_that_was_deleted_while_paused_are_closed(pl
     await plane.step_until(experiment_id, State.PAUSED)
     await plane.store.delete(experiment_id)
     await plane.step(advance_s=6)
+    assert plane.tracking.statuses(experiment_id) == {"KILLED"}
+
+
+async def test_a_verdict_that_was_never_committed_is_corrected_in_mlflow(plane: ControlPlane) -> None:
+    experiment_id = await plane.submit("crash", max_attempts=1)
+    await plane.step_until(experiment_id, State.RUNNING)
+    plane.clock.advance(20)
+    transition = plane.store.transition
+
+    async def cancel_first(*args: Any, **kwargs: Any) -> Any:
+        plane.store.transition = transition  # type: ignore[method-assign] # the next calls are the real ones
+        await plane.ask(experiment_id, State.CANCELLING)
+        return await transition(*args, **kwargs)
+
+    plane.store.transition = cancel_first  # type: ignore[method-assign] # its owner is a moment faster
+    await plane.step()
+    assert plane.tracking.statuses(experiment_id) == {"FAILED"}
+    await plane.step_until(experiment_id, State.CANCELLED)
     assert plane.tracking.statuses(experiment_id) == {"KILLED"}
 
 

@@ -54,7 +54,7 @@ async def test_a_stream_resumes_behind_the_last_event_without_loss_or_repeats(se
 @pytest.mark.parametrize("last", ["x", "-1", "1.5", "9" * 30, "²"])
 async def test_a_malformed_last_event_id_is_refused(service: HttpApp, last: str) -> None:
     created = await service.submit()
-    headers = {"Last-Event-ID": last.encode()}
+    headers = [(b"Last-Event-ID", last.encode())]
 
     assert_problem(await service.http.get(f"/experiments/{created['id']}/events", headers=headers), 400)
 
@@ -86,8 +86,7 @@ async def test_a_quiet_stream_shows_that_it_lives(service: HttpApp, monkeypatch:
     async for event in stream:
         if event.event == "heartbeat":
             assert event.data == {"state": "queued"}
-            break
-    await stream.aclose()
+            service.app.state.services.feed.close()  # or it would go on
     assert service.app.state.services.feed.num_streams == 0
 
 
@@ -125,3 +124,13 @@ async def test_streams_past_the_limit_are_asked_to_come_back(service: HttpApp) -
 
     assert caught.value.status == 429
     feed.ensure_room()
+
+
+async def test_streams_end_with_the_service(service: HttpApp) -> None:
+    created = await service.submit()
+    following = asyncio.create_task(service.http.get(f"/experiments/{created['id']}/events"))
+    await service.until_watched()
+
+    service.app.state.services.feed.close()
+
+    assert (await asyncio.wait_for(following, 10)).status_code == 200

@@ -6,12 +6,12 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from tests.harness.http_app import HttpApp, events_of, http_app
 
 from service.app import build
 from service.background import keep_running
 from service.errors import SettingsError
 from service.settings import Settings
+from tests.harness.http_app import HttpApp, events_of, http_app
 
 pytestmark = pytest.mark.anyio
 
@@ -24,11 +24,17 @@ async def test_a_submitted_experiment_is_dispatched_and_a_forced_delete_is_kept(
             await asyncio.sleep(0.01)
         deleted = await service.http.delete(f"/experiments/{created['id']}?force=true")
         assert deleted.status_code in (202, 204)
-        service.cluster.clock.advance(3600)
-        stream = await asyncio.wait_for(following, 20)
+        while not following.done():
+            service.cluster.clock.advance(1)
+            await asyncio.sleep(0.05)
+        stream = following.result()
+        gone = f"/experiments/{created['id']}"
+        while (await service.http.get(gone)).status_code != 404:  # noqa: ASYNC110 - deleted when it is noticed
+            await asyncio.sleep(0.01)
 
     states = [data["state"] for kind, _, data in events_of(stream.text) if kind == "state"]
     assert states[:2] == ["queued", "starting"]
+    assert {"cancelling", "cancelled"} & set(states)
 
 
 async def test_an_open_address_without_a_token_does_not_start(tmp_path: Path, migrated_database: Path) -> None:

@@ -71,4 +71,4 @@ async def test_the_cookie_works_from_the_services_own_pages_only(service: HttpAp
         "/experiments", json=pretrain_body(), headers={**cookie, "Sec-Fetch-Site": "cross-site"}
     )
     assert_problem(other_site, 403, "origin_not_allowed")
-    await service.submit(pretrain_body(), **cookie, Origin="http://127.0.0.1:8000")
+    await service.submit(headers={**cookie, "Origin": "http://127.0.0.1:8000"})

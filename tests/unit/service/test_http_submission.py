@@ -15,6 +15,8 @@ from tests.harness.http_app import HttpApp, assert_problem, http_app, pointers, 
 
 pytestmark = pytest.mark.anyio
 
+RUN_WORDS = ["runtime_env", "env_vars", "pip", "entrypoint", "storage_path", "tracking_uri", "artifact_location", "callbacks"]
+
 
 async def test_the_pretrain_example_of_the_contract_is_accepted(service: HttpApp) -> None:
     answer = await service.http.post("/experiments", json=PRETRAIN_EXAMPLE)
@@ -116,25 +118,20 @@ async def test_what_cannot_be_computed_is_refused_with_its_place(
     assert pointers(answer) == [pointer]
 
 
-@pytest.mark.parametrize(
-    "name", ["http://169.254.169.254/", "../../etc/passwd", "/etc/passwd", "s3://other/x", "file:///etc/passwd", "nope"]
-)
-async def test_a_dataset_is_an_id_and_nothing_else(service: HttpApp, name: str) -> None:
-    answer = await service.http.post("/experiments", json=pretrain_body(data={"dataset": name}))
+async def test_a_dataset_is_an_id_and_nothing_else(service: HttpApp) -> None:
+    for name in ("http://169.254.169.254/", "../../etc/passwd", "/etc/passwd", "s3://other/x", "file:///etc", "nope"):
+        answer = await service.http.post("/experiments", json=pretrain_body(data={"dataset": name}))
 
-    assert_problem(answer, 422)
-    assert pointers(answer) == ["/spec/data/dataset"]
+        assert_problem(answer, 422)
+        assert pointers(answer) == ["/spec/data/dataset"]
 
 
-@pytest.mark.parametrize(
-    "field",
-    ["runtime_env", "env_vars", "pip", "entrypoint", "storage_path", "tracking_uri", "artifact_location", "callbacks"],
-)
-async def test_what_runs_a_job_cannot_be_named_in_a_spec(service: HttpApp, field: str) -> None:
-    answer = await service.http.post("/experiments", json=pretrain_body(**{field: "os.system"}))
+async def test_what_runs_a_job_cannot_be_named_in_a_spec(service: HttpApp) -> None:
+    for field in RUN_WORDS:
+        answer = await service.http.post("/experiments", json=pretrain_body(**{field: "os.system"}))
 
-    assert_problem(answer, 422)
-    assert pointers(answer) == [f"/spec/{field}"]
+        assert_problem(answer, 422)
+        assert pointers(answer) == [f"/spec/{field}"]
 
 
 @pytest.mark.parametrize(
@@ -226,7 +223,7 @@ async def test_an_absent_cluster_does_not_stop_a_submission(service: HttpApp) ->
 
 
 async def test_the_same_key_and_body_is_the_same_experiment(service: HttpApp) -> None:
-    first = await service.submit(**{"Idempotency-Key": "k"})
+    first = await service.submit(headers={"Idempotency-Key": "k"})
     reordered = dict(reversed(pretrain_body().items()))
     again = await service.http.post("/experiments", json=reordered, headers={"Idempotency-Key": "k"})
 
@@ -236,7 +233,7 @@ async def test_the_same_key_and_body_is_the_same_experiment(service: HttpApp) ->
 
 
 async def test_the_same_key_with_another_body_is_refused(service: HttpApp) -> None:
-    await service.submit(**{"Idempotency-Key": "k"})
+    await service.submit(headers={"Idempotency-Key": "k"})
     other = await service.http.post("/experiments", json=pretrain_body(seed=1), headers={"Idempotency-Key": "k"})
 
     assert_problem(other, 422, "idempotency_conflict")
@@ -254,8 +251,8 @@ async def test_fifty_at_once_with_one_key_make_one_experiment(service: HttpApp) 
 
 async def test_keys_of_two_callers_do_not_meet(service: HttpApp) -> None:
     ada, bob = await service.token(owner="ada"), await service.token(owner="bob")
-    first = await service.submit(**ada, **{"Idempotency-Key": "k"})
-    second = await service.submit(pretrain_body(seed=3), **bob, **{"Idempotency-Key": "k"})
+    first = await service.submit(headers={**ada, "Idempotency-Key": "k"})
+    second = await service.submit(pretrain_body(seed=3), {**bob, "Idempotency-Key": "k"})
 
     assert first["id"] != second["id"]
 

@@ -95,6 +95,13 @@ def test_a_continued_experiment_starts_from_its_parents_trial_and_a_clone_does_n
     assert document(job()).parent is None
 
 
+def test_a_continued_sweep_knows_its_parent() -> None:
+    link = {"experiment_id": "exp_0", "relation": "continue"}
+    parent = document(job(kind="sweep", spec={"base": {}}, parent=link)).parent
+    assert parent is not None
+    assert parent.experiment_id == "exp_0"
+
+
 def test_the_same_attempt_is_the_same_job() -> None:
     assert job() == job()
     first = attempt_job(replace(record("exp_1")), Settings(home=Path("/srv"), cpus=4), attempt=1, environ={})

@@ -97,7 +97,8 @@ async def test_an_unknown_key_has_no_points() -> None:
 
 
 async def test_only_running_runs_are_closed() -> None:
-    runs = [run("parent"), run("done", "FINISHED", simclr__trial_id="t1"), run("open", simclr__trial_id="t2")]
+    done, still_open = run("done", "FINISHED", simclr__trial_id="t1"), run("open", simclr__trial_id="t2")
+    runs = [run("parent", simclr__role="parent"), done, still_open]
     server = Server(search={"runs": runs}, update={})
     await mlflow(server).close_runs("exp_1", "KILLED")
     updates = [json.loads(request.content) for request in server.seen if request.url.path.endswith("update")]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
+from functools import partial
 from typing import Any
 
 import pytest
@@ -20,10 +22,11 @@ def an_encoder(*, seed: int = 0, **spec: Any) -> Encoder:
 
 def reference(name: str, *, stem: str) -> nn.Module:
     """Return torchvision's network, with the stem of a spec and without its classifier."""
-    model: nn.Module = getattr(torchvision.models, name)()
-    model.fc = nn.Identity()
-    if stem == "cifar":
-        model.conv1, model.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
+    with torch.device("meta"):
+        model: nn.Module = getattr(torchvision.models, name)()
+        model.fc = nn.Identity()
+        if stem == "cifar":
+            model.conv1, model.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
     return model
 
 
@@ -34,15 +37,13 @@ def num_parameters(**spec: Any) -> int:
     return sum(parameter.numel() for parameter in encoder.parameters())
 
 
-@pytest.mark.parametrize(
-    ("name", "stem"), [("resnet18", "imagenet"), ("resnet18", "cifar"), ("resnet34", "cifar"), ("resnet50", "imagenet")]
-)
+@pytest.mark.parametrize(("name", "stem"), [("resnet18", "imagenet"), ("resnet18", "cifar"), ("resnet50", "imagenet")])
 def test_torchvision_takes_the_weights_and_computes_the_same_h(name: str, stem: str) -> None:
     encoder = an_encoder(name=name, stem=stem)
     model = reference(name, stem=stem)
     assert list(model.state_dict()) == list(encoder.state_dict())
-    model.load_state_dict(encoder.state_dict())
-    images = torch.rand(2, 3, 32, 32)
+    model.to_empty(device="cpu").load_state_dict(encoder.state_dict())
+    images = torch.rand(2, 3, 24, 24)
     with torch.no_grad():
         for mode in (True, False):
             h = encoder.train(mode)(images)
@@ -51,10 +52,11 @@ def test_torchvision_takes_the_weights_and_computes_the_same_h(name: str, stem: 
     torch.testing.assert_close(encoder.state_dict(), dict(model.state_dict()))
 
 
-@pytest.mark.parametrize("name", ["resnet101", "resnet152"])
-def test_deep_encoders_have_torchvision_s_parameters(name: str) -> None:
+@pytest.mark.parametrize("name", ["resnet34", "resnet101", "resnet152"])
+def test_the_other_encoders_have_torchvision_s_parameters(name: str) -> None:
     with torch.device("meta"):
-        encoder, model = Encoder(name=name, stem="imagenet"), reference(name, stem="imagenet")
+        encoder = Encoder(name=name, stem="imagenet")
+    model = reference(name, stem="imagenet")
     expected = {key: tensor.shape for key, tensor in model.state_dict().items()}
     assert {key: tensor.shape for key, tensor in encoder.state_dict().items()} == expected
 
@@ -86,7 +88,9 @@ def test_width_multiplies_every_channel(name: str, width: int) -> None:
 def test_the_stem_decides_how_soon_an_image_shrinks(stem: str, side: int) -> None:
     sides: list[int] = []
     encoder = an_encoder(stem=stem)
-    encoder.layer3.register_forward_hook(lambda _module, _inputs, output: sides.append(output.shape[-1]))
+    encoder.get_submodule("layer3").register_forward_hook(
+        lambda _module, _inputs, output: sides.append(output.shape[-1])
+    )
     encoder(torch.rand(2, 3, 32, 32))
     assert sides == [side]
 
@@ -112,7 +116,7 @@ def test_first_values_depend_on_the_seed_alone() -> None:
 def test_first_values_are_he_s() -> None:
     """Normal with the variance 2 / fan out; norms are the identity."""
     encoder = an_encoder(name="resnet18")
-    weight = encoder.get_parameter("layer3.0.conv2.weight")
+    weight = encoder.get_parameter("layer3.0.conv2.weight").detach()
     assert weight.std() == pytest.approx((2 / (256 * 9)) ** 0.5, rel=0.01)
     assert abs(weight.mean()) < 1e-3
     state = encoder.state_dict()
@@ -132,7 +136,8 @@ class CumulativeBatchNorm(nn.BatchNorm2d):
 
 @pytest.mark.parametrize("norm", ["batch", "group", "own"])
 def test_checkpointing_changes_no_gradient_and_no_running_statistic(norm: str) -> None:
-    plain = Encoder(name="resnet14", norm=CumulativeBatchNorm) if norm == "own" else an_encoder(name="resnet14", norm=norm)
+    own = partial(CumulativeBatchNorm, affine=False)
+    plain = Encoder(name="resnet14", norm=own) if norm == "own" else an_encoder(name="resnet14", norm=norm)
     checkpointed = copy.deepcopy(plain)
     checkpoint_blocks(checkpointed)
     images = torch.rand(4, 3, 16, 16)
@@ -142,6 +147,8 @@ def test_checkpointing_changes_no_gradient_and_no_running_statistic(norm: str) -
         (encoder(images) * torch.linspace(-1, 1, encoder.width_of_h)).sum().backward()
     torch.testing.assert_close(checkpointed.state_dict(), plain.state_dict(), rtol=0, atol=0)
     for (name, one), other in zip(plain.named_parameters(), checkpointed.parameters(), strict=True):
+        assert one.grad is not None, name
+        assert other.grad is not None, name
         assert torch.equal(one.grad, other.grad), name
     assert plain.state_dict().keys() == checkpointed.state_dict().keys()
 
@@ -152,10 +159,14 @@ def test_checkpointing_forgets_the_activations_inside_blocks() -> None:
         encoder = an_encoder(name="resnet20")
         if is_checkpointed:
             checkpoint_blocks(encoder)
-        sizes: list[int] = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda x, sizes=sizes: sizes.append(x.numel()) or x, lambda x: x):
+        sizes = Counter[str]()
+
+        def count(saved_tensor: Tensor, sizes: Counter[str] = sizes) -> None:
+            sizes["numel"] += saved_tensor.numel()
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda nothing: nothing):
             encoder(torch.rand(2, 3, 32, 32))
-        saved[is_checkpointed] = sum(sizes)
+        saved[is_checkpointed] = sizes["numel"]
     assert saved[True] < saved[False] / 3
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from trainer.context import TrialContext
 from trainer.errors import Superseded
 from trainer.fence import take_fence
@@ -13,7 +14,12 @@ from trainer.storage import open_storage
 
 def context(tmp_path: Path, *, attempt: int) -> TrialContext:
     return TrialContext(
-        experiment_id="exp_1", experiment_name="n", trial_id="t0000", attempt=attempt, storage=str(tmp_path), cache_dir="c"
+        experiment_id="exp_1",
+        experiment_name="n",
+        trial_id="t0000",
+        attempt=attempt,
+        storage=str(tmp_path),
+        cache_dir="c",
     )
 
 

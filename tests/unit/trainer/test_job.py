@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from trainer.context import JobDocument
 from trainer.errors import DataError, Stopped, Superseded, TrainerError
 from trainer.job import JobEnd, run_job
@@ -91,9 +92,13 @@ def test_every_error_pickles_and_keeps_its_record() -> None:
         error = kind("what happened", step=3)
         again = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own bytes
         assert type(again) is kind
-        assert again.record() == error.record() == {
-            "code": kind.code,
-            "message": "what happened",
-            "retryable": kind.retryable,
-            "context": {"step": 3},
-        }
+        assert (
+            again.record()
+            == error.record()
+            == {
+                "code": kind.code,
+                "message": "what happened",
+                "retryable": kind.retryable,
+                "context": {"step": 3},
+            }
+        )

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
+
 from trainer.spec import PretrainSpec, spec_problems
 
 
@@ -37,9 +38,7 @@ def test_scaling_and_limits_do_not_change_the_digest_and_all_else_does() -> None
         assert make(**change).digest() != spec.digest()
 
 
-@pytest.mark.parametrize(
-    ("epochs", "warmup"), [(1, 0), (9, 0), (10, 1), (99, 9), (100, 10), (1000, 10)]
-)
+@pytest.mark.parametrize(("epochs", "warmup"), [(1, 0), (9, 0), (10, 1), (99, 9), (100, 10), (1000, 10)])
 def test_warmup_is_a_tenth_of_the_epochs_and_ten_at_most(epochs: int, warmup: int) -> None:
     assert make(epochs=epochs).warmup_epochs() == warmup
 
@@ -107,9 +106,7 @@ def test_every_end_of_a_worker_range_divides_the_batch() -> None:
 
 
 def test_micro_batch_without_batch_norm_is_accepted() -> None:
-    spec = make(
-        memory={"micro_batch": 64}, encoder={"norm": "group"}, projection_head={"batch_norm": False}
-    )
+    spec = make(memory={"micro_batch": 64}, encoder={"norm": "group"}, projection_head={"batch_norm": False})
     assert codes(spec) == []
 
 

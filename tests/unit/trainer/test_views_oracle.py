@@ -39,11 +39,11 @@ def some_planes(*, side: int, dtype: torch.dtype) -> Tensor:
 
 def some_chance(*, num_views: int = M, stream: int = 1) -> Chance:
     ids, views = torch.arange(num_views), torch.arange(num_views) % 2
-    return Chance(seed=3, epoch=4, sample_ids_M=ids, view_M=views, stream=stream)
+    return Chance(seed=3, epoch=4, sample_ids=ids, views=views, stream=stream)
 
 
-def tolerance(dtype: torch.dtype, *, single: float) -> dict[str, float]:
-    return {"rtol": 0, "atol": single if dtype == torch.float32 else 1e-12}
+def assert_close(actual: Tensor, expected: Tensor, *, dtype: torch.dtype, single: float) -> None:
+    torch.testing.assert_close(actual, expected, rtol=0, atol=single if dtype == torch.float32 else 1e-12)
 
 
 def images_of(planes_CMHW: Tensor) -> list[Tensor]:
@@ -57,15 +57,15 @@ def planes_of(images: list[Tensor]) -> Tensor:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("side", "antialias"), [(32, False), (32, True), (33, False)])
 def test_crop_equals_resized_crop(side: int, dtype: torch.dtype, antialias: bool) -> None:  # noqa: FBT001 - a parameter
-    """torch keeps the scale in float32, which is exact for 32 pixels and not for 33."""
+    """Torch keeps the scale in float32, which is exact for 32 pixels and not for 33."""
     planes = some_planes(side=side, dtype=dtype)
     boxes = RandomCrop(CropResize(scale=(0.01, 1.0), ratio=(0.3, 3.0)), side=side).draw(some_chance())
     expected = [
         tv.resized_crop(image, *(int(values[row]) for values in boxes), size=[side, side], antialias=antialias)
         for row, image in enumerate(images_of(planes))
     ]
-    allowed = tolerance(dtype if side == 32 else torch.float32, single=1e-5)
-    torch.testing.assert_close(crop_resize(planes, boxes), planes_of(expected), **allowed)
+    precision = dtype if side == 32 else torch.float32
+    assert_close(crop_resize(planes, boxes), planes_of(expected), dtype=precision, single=1e-5)
 
 
 def test_a_crop_of_the_whole_image_changes_no_bit() -> None:
@@ -82,12 +82,12 @@ def test_mirror_equals_hflip() -> None:
 
 def adjusted(image: Tensor, adjustments: Adjustments, row: int) -> Tensor:
     """Return one image adjusted by torchvision."""
-    for kind in adjustments.order_M4[row].tolist():
+    for kind in adjustments.order[row].tolist():
         if kind == HUE:
-            image = tv.adjust_hue(image, float(adjustments.hue_M[row]))
+            image = tv.adjust_hue(image, float(adjustments.hue[row]))
         else:
             adjust = (tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation)[kind]
-            image = adjust(image, float(adjustments.factor_M3[row, kind]))
+            image = adjust(image, float(adjustments.factors[row, kind]))
     return image
 
 
@@ -109,7 +109,7 @@ def test_hue_equals_adjust_hue_all_around_the_circle() -> None:
 
 
 def test_hue_in_double_precision_equals_the_textbook_conversion() -> None:
-    """torchvision turns hue in float32 whatever it is given; the standard library does not."""
+    """Torchvision turns hue in float32 whatever it is given; the standard library does not."""
     planes = some_planes(side=3, dtype=torch.float64)
     turns = torch.linspace(-0.5, 0.5, M, dtype=torch.float64)
     expected = planes.clone()
@@ -139,7 +139,7 @@ def test_blur_equals_gaussian_blur(side: int, dtype: torch.dtype) -> None:
         for row, image in enumerate(images_of(planes))
     ]
     blurred = blur(planes, sigma, radius=size // 2)
-    torch.testing.assert_close(blurred, planes_of(expected), **tolerance(dtype, single=2e-6))
+    assert_close(blurred, planes_of(expected), dtype=dtype, single=2e-6)
 
 
 @pytest.mark.parametrize(("side", "radius"), [(8, 1), (32, 1), (96, 4), (224, 11)])
@@ -183,7 +183,7 @@ def test_sobel_equals_convolution_with_its_kernels(dtype: torch.dtype) -> None:
     x, y = (functional.conv2d(padded, kernel[None, None]) for kernel in (across, across.T))
     expected = ((x.square() + y.square()).sqrt() / 4).clamp(max=1).view_as(planes)
     assert build_transformation(Sobel(), side=33).draw(some_chance()) == ()
-    torch.testing.assert_close(sobel(planes), expected.to(dtype), **tolerance(dtype, single=1e-6))
+    assert_close(sobel(planes), expected.to(dtype), dtype=dtype, single=1e-6)
 
 
 def test_every_kind_of_rotation_is_drawn() -> None:

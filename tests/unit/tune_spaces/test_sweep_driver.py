@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from trainer.context import JobDocument, ParentTrial, experiment_key
+from trainer.context import JobDocument, ParentTrial, TrialContext, experiment_key
 from trainer.errors import Stopped, Superseded
 from trainer.storage import DirectoryStorage
 from trainer.trial_table import TrialRow, read_trial_table, write_trial_table
+from tune_spaces.errors import SweepInterrupted
+from tune_spaces.outcome import Outcome
 from tune_spaces.referee import Referee
 from tune_spaces.spec import SweepSpec, complete, resolve
+from tune_spaces.supply import TrialSupply
 from tune_spaces.sweep import SweepDriver, best_trial, end_of, run_sweep
 
 SPACE = {"loss.temperature": {"choice": [0.1, 0.5]}, "epochs": {"choice": [1, 2]}}
@@ -46,6 +50,56 @@ def leave_marker(job: JobDocument, storage: DirectoryStorage, trial: str, **mark
     storage.write(context.key("complete.json"), json.dumps(record).encode())
     points = [["loss", 9, 2.5, 0], ["epoch", 9, 1.0, 0], ["knn_accuracy", 9, 0.1, 0]]
     storage.write(context.key("metrics/entry-00000001.json"), json.dumps({"points": points}).encode())
+
+
+def interrupted(*_: Any, should_end: Callable[[], bool], **__: Any) -> None:
+    """Run nothing, as Tune does when it is told to end."""
+
+
+def one_by_one(
+    sweep: SweepSpec,
+    document: JobDocument,
+    supply: TrialSupply,
+    *,
+    num_trials: int,
+    contexts: Callable[[str], TrialContext],
+    on_start: Callable[[str], None],
+    on_end: Callable[[Outcome], None],
+    should_end: Callable[[], bool],
+) -> None:
+    """Run trials one after the other: those of 2 epochs fail, the others leave their markers."""
+    storage = DirectoryStorage(Path(document.storage))
+    while not should_end() and (trial := supply.take()) is not None:
+        on_start(trial.id)
+        assert read_trial_table(storage, document.experiment_id)[-1].state in ("running", "pending")
+        if trial.spec.epochs == 2:
+            reason = {"code": "non_finite_loss", "message": "nan at step 3", "retryable": False}
+            on_end(Outcome(trial=trial.id, state="failed", reason=reason))
+            continue
+        leave_marker(document, storage, trial.id, metrics={"knn_accuracy": trial.spec.loss.temperature})
+        on_end(Outcome(trial=trial.id, state="ended"))
+
+
+def test_trials_that_run_are_entered_as_they_go(tmp_path: Path, storage: DirectoryStorage) -> None:
+    end = run_sweep(document(tmp_path), storage, run_trials=one_by_one)
+    assert end.best == {"trial": "t0002", "metric": "knn_accuracy", "value": 0.5}
+    assert [row.state for row in table(storage).values()] == ["succeeded", "failed", "succeeded", "failed"]
+    assert table(storage)["t0001"].reason == {"code": "non_finite_loss", "message": "nan at step 3", "retryable": False}
+
+
+def test_suggested_trials_are_in_the_table_before_they_start(tmp_path: Path, storage: DirectoryStorage) -> None:
+    sweep = SWEEP.model_copy(update={"search": "optuna", "num_samples": 5})
+    job = document(tmp_path, spec=resolve(sweep))
+    run_sweep(job, storage, run_trials=one_by_one)
+    assert list(table(storage)) == [f"t{index:04d}" for index in range(5)]
+    assert all(set(row.params) == {"loss.temperature", "epochs"} for row in table(storage).values())
+
+
+def test_an_interruption_that_no_one_asked_for_is_retried(tmp_path: Path, storage: DirectoryStorage) -> None:
+    with pytest.raises(SweepInterrupted) as error:
+        run_sweep(document(tmp_path), storage, run_trials=interrupted)
+    assert error.value.retryable
+    assert error.value.context == {"trials_left": 4}
 
 
 def table(storage: DirectoryStorage, experiment_id: str = "exp_1") -> dict[str, TrialRow]:
@@ -99,15 +153,14 @@ def test_an_older_driver_writes_no_more(tmp_path: Path, storage: DirectoryStorag
 
 @pytest.mark.parametrize(("kind", "state"), [("pause", "pending"), ("cancel", "cancelled")])
 def test_a_stop_before_the_end_leaves_the_rest_as_asked(
-    tmp_path: Path, storage: DirectoryStorage, monkeypatch: pytest.MonkeyPatch, kind: str, state: str
+    tmp_path: Path, storage: DirectoryStorage, kind: str, state: str
 ) -> None:
     job = document(tmp_path)
     leave_marker(job, storage, "t0000", metrics={"knn_accuracy": 0.5})
     write_trial_table(storage, "exp_1", [TrialRow(id="t0000", params={"loss.temperature": 0.1, "epochs": 1})])
     storage.write(experiment_key("exp_1", "stop.json"), json.dumps({"attempt": 1, "kind": kind}).encode())
-    monkeypatch.setattr("tune_spaces.execution.run_trials", lambda *_, **__: None)
     with pytest.raises(Stopped) as stopped:
-        run_sweep(job, storage)
+        run_sweep(job, storage, run_trials=interrupted)
     assert stopped.value.context["kind"] == kind
     assert [row.state for row in table(storage).values()] == ["succeeded", state, state, state]
 
@@ -157,7 +210,12 @@ def test_all_failed_is_a_failure_with_the_first_cause() -> None:
 def test_the_referee_knows_after_a_restart_what_it_heard_before(tmp_path: Path) -> None:
     asked = {"base": {"data": {"dataset": "digits"}}, "space": {"loss.temperature": {"choice": [0.1, 0.5]}}}
     sweep = resolve(SweepSpec.model_validate({**asked, "scheduler": "asha"}))
-    places = {"sweep": sweep, "storage": str(tmp_path), "experiment_id": "exp_1", "epochs": {"a": 9, "b": 9}}
+    places: dict[str, Any] = {
+        "sweep": sweep,
+        "storage": str(tmp_path),
+        "experiment_id": "exp_1",
+        "epochs": {"a": 9, "b": 9},
+    }
     first = Referee(**places)
     assert not first.report("a", 9, 1, {"knn_accuracy": 0.5})
     assert not first.report("a", 9, 2, {"loss": 1.0}), "an epoch without the metric is not judged"

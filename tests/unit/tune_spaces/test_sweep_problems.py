@@ -72,7 +72,8 @@ def test_a_logarithmic_range_starts_above_zero() -> None:
 
 
 def test_a_continuous_range_for_a_whole_number_names_randint() -> None:
-    spec = SweepSpec(base=BASE, space={"epochs": {"uniform": [1.5, 3.5]}}, search="random")
+    space = {"epochs": {"uniform": [1.5, 3.5]}}
+    spec = SweepSpec.model_validate({"base": BASE, "space": space, "search": "random"})
     assert all("randint" in problem.detail for problem in sweep_problems(spec))
 
 

@@ -40,13 +40,19 @@ def by_temperature(trial: PlannedTrial) -> float:
     return 0.9 - 0.2 * trial.spec.loss.temperature / 10 + 0.001 * trial.seed - 0.1 * (not trial.spec.loss.normalize)
 
 
-@pytest.mark.parametrize("study", [study.name for study in list_studies()])
-def test_every_study_is_reported_in_every_form(study: str) -> None:
-    report = report_of(lambda trial: 0.5 + 0.01 * trial.seed, study=study, size="smoke")
-    forms = render_report(report)
+@pytest.mark.parametrize("study", ["loss", "augmentation-pairs", "colour-strength", "h-vs-z"])
+def test_every_kind_of_figure_is_drawn_in_every_form(study: str) -> None:
+    forms = render_report(report_of(lambda trial: 0.5 + 0.01 * trial.seed, study=study, size="smoke"))
     assert set(forms) == {"report.json", "report.md", "report.html", "report.png"}
-    assert json.loads(forms["report.json"])["sentence"] == report.sentence
-    assert report.figure.x
+    assert forms["report.png"].startswith(b"\x89PNG")
+    assert b"<svg" in forms["report.html"]
+
+
+@pytest.mark.parametrize("study", [study.name for study in list_studies()])
+def test_every_study_has_an_answer_and_a_figure(study: str) -> None:
+    report = report_of(lambda trial: 0.5 + 0.01 * trial.seed, study=study, size="smoke")
+    assert json.loads(render_json(report))["sentence"] == report.sentence
+    assert len(report.claims) >= 1
     assert any(value is not None for series in report.figure.series for value in series.values)
 
 
@@ -102,6 +108,15 @@ def test_lines_have_the_supervised_column_beside_the_contrastive_one() -> None:
         "simclr": (0.596, 0.61, 0.626, 0.632, 0.645),
         "supervised": (0.77, 0.767, 0.765, 0.757, 0.754),
     }
+
+
+def test_histograms_are_shown_where_they_were_computed() -> None:
+    sweep = complete(SweepSpec.model_validate({"base": DATA, "study": "colour-shortcut", "size": "smoke"}))
+    arm = {"match": 0.75, "examples": [[[0.5, 0.5], [0.4, 0.6]]]}
+    analysis = {"kind": "colour_histograms", "chance": 0.01, "num_images": 100, "arms": {"crop": arm}}
+    forms = render_report(build_report(sweep, [], name="colour", analysis=analysis))
+    assert "report-histograms.png" in forms
+    assert b"the histogram of one view finds the other of 0.75" in forms["report.md"]
 
 
 def test_failed_trials_are_told_and_not_averaged() -> None:

@@ -24,7 +24,7 @@ def sweep(**fields: Any) -> SweepSpec:
 
 
 def drain(supply: TrialSupply, values: dict[str, float], most: int = 100) -> list[PlannedTrial]:
-    taken = []
+    taken: list[PlannedTrial] = []
     while len(taken) < most and (trial := supply.take()) is not None:
         taken.append(trial)
         values[trial.id] = trial.spec.epochs / 10

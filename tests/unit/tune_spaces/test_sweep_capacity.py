@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import pickle
 from typing import Any
 
 import pytest
 
 from trainer.spec import PretrainSpec
-from tune_spaces.execution import _Narrator, _Suppliant, num_concurrent, trial_resources
+from tune_spaces.capacity import is_alone, num_concurrent
 
 
 def spec(**scaling: Any) -> PretrainSpec:
@@ -28,12 +27,15 @@ def spec(**scaling: Any) -> PretrainSpec:
     ],
 )
 def test_never_more_trials_run_at_once_than_fit(scaling: dict[str, Any], cluster: dict[str, float], num: int) -> None:
-    assert num_concurrent(trial_resources(spec(**scaling)), cluster) == num
+    assert num_concurrent([spec(**scaling)], cluster) == num
 
 
-def test_what_tune_keeps_of_the_driver_is_nothing() -> None:
-    def never(_: Any = None) -> Any:
-        raise AssertionError
+def test_the_largest_trial_decides() -> None:
+    assert num_concurrent([spec(), spec(cpus_per_worker=4)], {"CPU": 8.0}) == 2
 
-    for part in (_Suppliant(never, never, never), _Narrator(never, never)):  # type: ignore[arg-type]
-        assert vars(pickle.loads(pickle.dumps(part))) == {}  # noqa: S301 - our own bytes
+
+def test_only_one_cpu_worker_needs_no_others() -> None:
+    assert is_alone(spec())
+    assert not is_alone(spec(num_workers=2))
+    assert not is_alone(spec(gpus_per_worker=1))
+    assert not is_alone(spec(num_workers={"min": 1, "max": 2}))

@@ -1,0 +1,181 @@
+"""Sweeps on a real cluster: concurrency, early stops, pause and resume, a killed driver, one bad trial."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+from trainer.context import JobDocument, experiment_key
+from trainer.storage import BlobMissing, DirectoryStorage
+from trainer.trial_table import TrialRow, read_trial_table
+from tune_spaces.spec import SweepSpec, resolve
+
+pytestmark = pytest.mark.ray
+
+DEADLINE_S = 180.0
+BASE: dict[str, Any] = {
+    "data": {"dataset": "shapes", "image_size": 16},
+    "encoder": {"name": "resnet8"},
+    "batch_size": 32,
+    "epochs": 2,
+    "precision": "float32",
+    "evaluation": {"knn_every_epochs": 1, "linear_probe": False},
+}
+TERMINAL = {JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED}
+
+
+class SweepJob:
+    """One sweep whose attempts run as Ray jobs."""
+
+    def __init__(self, client: JobSubmissionClient, places: dict[str, Any], tmp_path: Path, **sweep: Any) -> None:
+        self.client = client
+        self.storage = DirectoryStorage(Path(places["storage"]))
+        self.experiment_id = f"exp_{time.monotonic_ns()}"
+        spec = resolve(SweepSpec.model_validate({"base": BASE, **sweep}))
+        self.document = JobDocument(
+            experiment_id=self.experiment_id,
+            name="sweep",
+            kind="sweep",
+            attempt=1,
+            spec=spec,
+            cache_dir=str(tmp_path / "cache"),
+            **places,
+        )
+
+    def start(self, attempt: int) -> str:
+        word = self.document.model_copy(update={"attempt": attempt}).encode()
+        return str(
+            self.client.submit_job(
+                entrypoint=f"exec {sys.executable} -m tune_spaces --document {word}",
+                submission_id=f"{self.experiment_id}-{attempt}",
+                runtime_env={"env_vars": {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "PYTHONPATH": str(Path.cwd())}},
+            )
+        )
+
+    def finish(self, job: str) -> JobStatus:
+        wait_until(lambda: self.client.get_job_status(job) in TERMINAL, self.log)
+        return self.client.get_job_status(job)
+
+    def rows(self) -> list[TrialRow]:
+        return read_trial_table(self.storage, self.experiment_id)
+
+    def states(self) -> list[str]:
+        return [row.state for row in self.rows()]
+
+    def read(self, name: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.storage.read(experiment_key(self.experiment_id, name)))
+        return found
+
+    def write(self, name: str, document: dict[str, Any]) -> None:
+        self.storage.write(experiment_key(self.experiment_id, name), json.dumps(document).encode())
+
+    def log(self) -> str:
+        keys = self.storage.list(experiment_key(self.experiment_id, "attempts/"))
+        logs = [self.storage.read(key).decode() for key in keys if key.endswith("driver.log")]
+        return "\n".join(logs)[-5000:]
+
+
+def wait_until(is_so: Callable[[], bool], explain: Callable[[], str]) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not is_so():
+        assert time.monotonic() < deadline, explain()
+        time.sleep(0.1)
+
+
+@pytest.fixture
+def start_sweep(
+    ray_dashboard: str, mlflow_uri: str, storage_dir: Path, datasets_dir: Path, tmp_path: Path
+) -> Iterator[Callable[..., SweepJob]]:
+    client = JobSubmissionClient(ray_dashboard)
+    places = {"storage": str(storage_dir), "mlflow_uri": mlflow_uri, "datasets_dir": str(datasets_dir)}
+    started: list[SweepJob] = []
+
+    def start(**sweep: Any) -> SweepJob:
+        started.append(SweepJob(client, places, tmp_path, **sweep))
+        return started[-1]
+
+    yield start
+    for sweep in started:
+        for job in client.list_jobs():
+            if (job.submission_id or "").startswith(sweep.experiment_id) and job.status not in TERMINAL:
+                client.stop_job(str(job.submission_id))
+
+
+def test_a_grid_runs_to_its_best_encoder_and_its_report(start_sweep: Callable[..., SweepJob]) -> None:
+    sweep = start_sweep(space={"loss.temperature": {"choice": [0.1, 0.5]}, "epochs": {"choice": [1, 2]}})
+    assert sweep.finish(sweep.start(1)) is JobStatus.SUCCEEDED, sweep.log()
+    end = sweep.read("complete.json")
+    rows = {row.id: row for row in sweep.rows()}
+    assert set(sweep.states()) == {"succeeded"}
+    assert end["state"] == "succeeded"
+    assert end["best"]["value"] == max(row.metrics["knn_accuracy"] for row in rows.values())
+    assert sweep.storage.read(experiment_key(sweep.experiment_id, f"trials/{end['best']['trial']}/encoder.zip"))
+    assert all(row.mlflow_run_id for row in rows.values())
+    assert sweep.read("report.json")["best"]
+
+
+def test_asha_stops_trials_early_and_they_end_cleanly(start_sweep: Callable[..., SweepJob]) -> None:
+    sweep = start_sweep(
+        base={**BASE, "epochs": 3},
+        space={"optim.base_lr": {"choice": [0.3, 0.001, 0.0001, 0.00001]}},
+        scheduler="asha",
+        max_concurrent_trials=1,
+    )
+    assert sweep.finish(sweep.start(1)) is JobStatus.SUCCEEDED, sweep.log()
+    assert "stopped_early" in sweep.states()
+    assert "succeeded" in sweep.states()
+
+
+def test_a_paused_sweep_resumes_and_runs_no_finished_trial_again(start_sweep: Callable[..., SweepJob]) -> None:
+    sweep = start_sweep(space={"loss.temperature": {"choice": [0.1, 0.2, 0.3, 0.5]}}, max_concurrent_trials=1)
+    job = sweep.start(1)
+    wait_until(lambda: "succeeded" in sweep.states(), sweep.log)
+    sweep.write("stop.json", {"attempt": 1, "kind": "pause"})
+    sweep.finish(job)
+    assert sweep.read("attempts/1/stopped.json")["kind"] == "pause"
+    done = {row.id: row for row in sweep.rows() if row.state == "succeeded"}
+    assert set(sweep.states()) == {"succeeded", "pending"}
+    assert sweep.finish(sweep.start(2)) is JobStatus.SUCCEEDED, sweep.log()
+    after = {row.id: row for row in sweep.rows()}
+    assert all(after[trial] == row for trial, row in done.items())
+    assert {row.attempt for row in after.values()} == {1, 2}
+
+
+def test_a_killed_driver_loses_no_trial(start_sweep: Callable[..., SweepJob]) -> None:
+    sweep = start_sweep(space={"loss.temperature": {"choice": [0.1, 0.2, 0.3, 0.5]}}, max_concurrent_trials=2)
+    job = sweep.start(1)
+    wait_until(lambda: "succeeded" in sweep.states(), sweep.log)
+    os.kill(driver_pid(sweep), signal.SIGKILL)
+    assert sweep.finish(job) is JobStatus.FAILED
+    with pytest.raises(BlobMissing):
+        sweep.read("complete.json")
+    assert sweep.finish(sweep.start(2)) is JobStatus.SUCCEEDED, sweep.log()
+    assert sweep.states() == ["succeeded"] * 4
+    assert [row.id for row in sweep.rows()] == ["t0000", "t0001", "t0002", "t0003"]
+
+
+def test_all_trials_failing_is_a_failure_with_its_cause(start_sweep: Callable[..., SweepJob]) -> None:
+    sweep = start_sweep(
+        base={**BASE, "optim": {"kind": "sgd", "base_lr": 1000.0, "lr_scaling": "none", "warmup_epochs": 0.0}},
+        space={"loss.temperature": {"choice": [0.001]}, "loss.normalize": {"choice": [False]}},
+    )
+    sweep.finish(sweep.start(1))
+    end = sweep.read("complete.json")
+    assert end["state"] == "failed"
+    assert end["reason"]["code"] == "all_trials_failed"
+    assert end["reason"]["cause"]["code"] == "non_finite_loss"
+
+
+def driver_pid(sweep: SweepJob) -> int:
+    """Return the process that the driver's own log names."""
+    line = next(line for line in sweep.log().splitlines() if "(process " in line)
+    return int(line.rpartition("(process ")[2].rstrip(")"))
