@@ -129,7 +129,7 @@ def build(settings: Settings) -> FastAPI:
     return create_app(
         settings=settings,
         store=SqlStore(settings.database_address),
-        cluster=RayJobs(settings.ray_address),
+        cluster=RayJobs(settings.ray_address, token=settings.ray_token),
         tracking=MlflowTracking(settings.mlflow_uri),
         blobs=open_storage(settings.storage_uri),
     )

@@ -106,7 +106,7 @@ class RayJobs:
 
     async def _expect(self, answer: httpx2.Response) -> httpx2.Response:
         if answer.status_code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
-            raise ClusterUnavailable("Ray refuses the service's token; set RAY_AUTH_TOKEN to that of the cluster")
+            raise ClusterUnavailable("Ray refuses the service's token; set SIMCLR_RAY_TOKEN to that of the cluster")
         if not answer.is_success:
             raise ClusterUnavailable(f"Ray answers {answer.status_code}: {_last_line(answer.text)}")
         return answer

@@ -28,6 +28,7 @@ class Settings(BaseSettings):
     storage: str | None = None  # directory or s3://bucket/prefix
     mlflow_uri: str | None = None
     ray_address: str | None = None  # the dashboard's http address, which serves the Jobs API
+    ray_token: SecretStr | None = None  # where the cluster runs with RAY_AUTH_MODE=token
     cpus: int | None = Field(None, ge=1, le=4096)  # logical CPUs of the embedded, fixed Ray
     max_workers: int | None = Field(None, ge=1)
     rate_limit: str | None = None  # per token, as "100/minute"; None: off

@@ -73,17 +73,17 @@ def _label_axes(axes: Any, data: FigureData, places: Any) -> None:
     axes.set_ylabel(_plain(data.y_label))
     axes.grid(axis="y", alpha=0.3)
     if len(data.series) > 1:
-        axes.legend(fontsize="small")
+        axes.legend(title=_plain(data.series_label), fontsize="small")
 
 
 def _heatmap(figure: Figure, axes: Any, data: FigureData) -> None:
     cells = np.array([_means(series.values) for series in data.series])
     image = axes.imshow(cells, cmap="viridis", aspect="auto")
-    figure.colorbar(image, ax=axes)
+    figure.colorbar(image, ax=axes, label=_plain(data.y_label))
     axes.set_xticks(range(len(data.x)), [_plain(label) for label in data.x], rotation=30, fontsize="small")
     axes.set_yticks(range(len(data.series)), [_plain(series.name) for series in data.series], fontsize="small")
     axes.set_xlabel(_plain(data.x_label))
-    axes.set_ylabel(_plain(data.y_label))
+    axes.set_ylabel(_plain(data.series_label))
     if cells.size > MAX_NUMBERED:
         return
     middle = np.nanmean(cells) if np.isfinite(cells).any() else 0.0

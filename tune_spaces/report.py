@@ -69,6 +69,7 @@ class FigureData:
     kind: Literal["bars", "heatmap", "lines", "table"]
     x_label: str
     y_label: str
+    series_label: str
     x: tuple[str, ...]
     series: tuple[Series, ...]
 
@@ -259,7 +260,7 @@ def _figure(
             paper=tuple(setting.paper.get(sweep.metric) for setting in drawn),
         )
         labels = tuple(setting.label for setting in drawn)
-        return FigureData(kind="table", x_label=sweep.metric, y_label="", x=labels, series=(series,))
+        return FigureData(kind="table", x_label=sweep.metric, y_label="", series_label="", x=labels, series=(series,))
     columns, groups = observations.values(form.x), observations.values(form.series)
     numbers = study.paper.numbers if study else None
     cells: dict[tuple[Any, Any], list[Observation]] = {}
@@ -269,7 +270,8 @@ def _figure(
     return FigureData(
         kind=form.kind,
         x_label=", ".join(form.x),
-        y_label=", ".join(form.series) if form.kind == "heatmap" else sweep.metric,
+        y_label=sweep.metric,
+        series_label=", ".join(form.series),
         x=tuple(_told(column) for column in columns),
         series=tuple(
             Series(

@@ -14,7 +14,7 @@ from trainer.views.chance import Chance
 __all__ = ["Adjustments", "RandomJitter", "adjust_hue_", "grayscale_", "jitter_"]
 
 LUMA = (0.2989, 0.587, 0.114)  # ITU-R BT.601, as torchvision and the paper's reference code
-BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+_BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 
 
 class Adjustments(NamedTuple):

@@ -15,7 +15,8 @@ from trainer.views.transformation import Transformation, build_transformation
 
 __all__ = ["ViewDrawer", "to_input"]
 
-BLOCK_PIXELS = 1 << 18  # of each channel: a block and its temporaries stay in a CPU's last cache
+BLOCK_PIXELS = 1 << 17  # of each channel: a block and its temporaries stay in a CPU's last cache
+MIN_BLOCK_VIEWS = 4  # fewer are not worth the calls
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +109,7 @@ class ViewDrawer:
     def _blocks(self, images_MHWC: Tensor) -> Iterator[tuple[int, int]]:
         num_views = len(images_MHWC)
         is_cached = images_MHWC.device.type == "cpu"
-        size = max(1, BLOCK_PIXELS // self._image_size**2 if is_cached else num_views)
+        size = max(MIN_BLOCK_VIEWS, BLOCK_PIXELS // self._image_size**2 if is_cached else num_views)
         return ((start, min(start + size, num_views)) for start in range(0, num_views, size))
 
     def _require_images(self, images_BHWC: Tensor) -> None:
