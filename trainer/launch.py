@@ -14,18 +14,16 @@ from pathlib import Path
 from typing import Any, Final
 
 from trainer.context import TrialContext
+from trainer.epoch_report import EpochReport, OnEpoch
 from trainer.errors import TrainerError
-from trainer.loop import EpochReport, OnEpoch, train
 from trainer.spec import PretrainSpec, WorkerRange
 from trainer.storage import BlobMissing, open_storage
-from trainer.team import Team, usable_workers
 
 __all__ = ["EpochReport", "OnEpoch", "TrialFailed", "TrialResult", "run_trial", "run_trial_in_process"]
 
 logger = logging.getLogger(__name__)
 
-# Each Ray default that these replace hangs for ever or for half an hour, or retries without end.
-COLLECTIVE_TIMEOUT_S: Final = 300
+# Ray's own default for the second is to try again without end.
 MAX_WORKER_FAILURES: Final = 3
 MAX_CONTROLLER_FAILURES: Final = 3
 
@@ -62,6 +60,9 @@ def run_trial(spec: PretrainSpec, context: TrialContext, *, on_epoch: OnEpoch | 
 
 def run_trial_in_process(spec: PretrainSpec, context: TrialContext, *, on_epoch: OnEpoch | None = None) -> TrialResult:
     """Train one trial alone in this process (W = 1, CPU), and return how it ended."""
+    from trainer.loop import train
+    from trainer.team import Team
+
     if (result := finished_trial(context)) is None:
         train(spec, context, Team(), on_epoch=on_epoch)
         result = finished_trial(context)
@@ -90,19 +91,23 @@ def _require(result: TrialResult | None, context: TrialContext) -> TrialResult:
     return result
 
 
+def outcome_key(context: TrialContext) -> str:
+    """Return where rank 0 leaves the error that ended this attempt, if another start would not help."""
+    return context.key(f"outcome-{context.attempt:04d}.json")
+
+
 # --- through Ray Train ----------------------------------------------------------------------------
 
 
 def _through_ray(spec: PretrainSpec, context: TrialContext, on_epoch: OnEpoch | None) -> TrialResult:
     from ray.train.v2.api.exceptions import TrainingFailedError
 
-    outcome_key = context.key(f"outcome-{context.attempt:04d}.json")
     try:
         _trainer(spec, context, on_epoch).fit()
     except TrainingFailedError as error:
         raise TrialFailed(f"the workers of trial {context.trial_id} failed: {_cause(error)}") from error
     try:
-        outcome = json.loads(open_storage(context.storage).read(outcome_key))
+        outcome = json.loads(open_storage(context.storage).read(outcome_key(context)))
     except BlobMissing:
         return _require(finished_trial(context), context)
     raise _error_of(outcome)
@@ -110,20 +115,21 @@ def _through_ray(spec: PretrainSpec, context: TrialContext, on_epoch: OnEpoch | 
 
 def _trainer(spec: PretrainSpec, context: TrialContext, on_epoch: OnEpoch | None) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
     scaling = spec.scaling
     workers = scaling.num_workers
     has_gpu = scaling.gpus_per_worker > 0
     resources = {"CPU": float(scaling.cpus_per_worker)} | ({"GPU": float(scaling.gpus_per_worker)} if has_gpu else {})
-    return TorchTrainer(
+    # Not TorchTrainer, which loads torch in driver and controller before a worker is started: the
+    # workers form their process group themselves.
+    return DataParallelTrainer(
         _run_worker,
         train_loop_config={
             "spec": spec.model_dump(mode="json"),
             "context": context.model_dump(mode="json"),
             "on_epoch": on_epoch,
         },
-        torch_config=TorchConfig(backend="nccl" if has_gpu else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S),
         scaling_config=ScalingConfig(
             num_workers=(workers.min, workers.max) if isinstance(workers, WorkerRange) else workers,  # type: ignore[arg-type] # Ray shows types of its first version
             use_gpu=has_gpu,
@@ -142,43 +148,14 @@ def _trainer(spec: PretrainSpec, context: TrialContext, on_epoch: OnEpoch | None
 
 
 def _run_worker(config: dict[str, Any]) -> None:
-    """Run on each Ray Train worker."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    spec = PretrainSpec.model_validate(config["spec"])
-    context = TrialContext.model_validate(config["context"])
-    team = _form_team(spec)
-    if team is None:
-        return
-    try:
-        train(spec, context, team, on_epoch=config["on_epoch"])
-    except TrainerError as error:
-        if error.retryable:
-            raise
-        # Another start would end the same way: say so and end, rather than let Ray start it again.
-        logger.error("%s: %s", error.code, error)  # noqa: TRY400 - the message is the whole story
-        if team.is_first:
-            key = context.key(f"outcome-{context.attempt:04d}.json")
-            open_storage(context.storage).write(key, json.dumps(error.record()).encode())
+    """Run on each worker; what it needs is imported there, so that a driver never loads torch."""
+    from trainer.worker import run_worker
 
-
-def _form_team(spec: PretrainSpec) -> Team | None:
-    """Return this worker's team; None for one that is more than the global batch can be shared by."""
-    import ray.train.torch
-    import torch
-    import torch.distributed as dist
-
-    ray_context = ray.train.get_context()
-    rank, available = ray_context.get_world_rank(), ray_context.get_world_size()
-    device = ray.train.torch.get_device()
-    if device.type == "cpu":
-        torch.set_num_threads(spec.scaling.cpus_per_worker)
-    else:
-        torch.cuda.set_device(device)
-    workers = usable_workers(spec.batch_size, available)
-    if workers == 1:
-        return Team(device=device) if rank == 0 else None
-    group: dist.ProcessGroup = dist.new_group(list(range(workers)))
-    return Team(rank=rank, world_size=workers, group=group, device=device) if rank < workers else None
+    run_worker(
+        PretrainSpec.model_validate(config["spec"]),
+        TrialContext.model_validate(config["context"]),
+        on_epoch=config["on_epoch"],
+    )
 
 
 def _error_of(outcome: dict[str, Any]) -> TrainerError:

@@ -11,8 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +28,7 @@ from trainer.data.order import epoch_batches, steps_per_epoch
 from trainer.data.prepare import prepare
 from trainer.data.reader import BatchReader
 from trainer.encoder import checkpoint_blocks
+from trainer.epoch_report import EpochReport, OnEpoch
 from trainer.errors import NonFiniteLoss, Stopped
 from trainer.evaluation import Evaluation
 from trainer.learner import SimclrLearner, SupervisedLearner, build_learner
@@ -47,24 +47,12 @@ from trainer.views import ViewDrawer
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
-__all__ = ["EpochReport", "OnEpoch", "train"]
+__all__ = ["train"]
 
 logger = logging.getLogger(__name__)
 
 DRAIN_S = 120.0  # how long a finished trial waits for MLflow to take the rest
 READ_EVERY_STEPS_CUDA = 16  # outcomes are read in groups there, so that no step waits for the device
-
-
-@dataclass(frozen=True, kw_only=True)
-class EpochReport:
-    """What a scheduler is told at the end of each evaluated epoch."""
-
-    epoch: int  # 1 after the first
-    step: int
-    metrics: dict[str, float]
-
-
-OnEpoch = Callable[[EpochReport], bool]  # returns whether to stop early
 
 
 def train(spec: PretrainSpec, context: TrialContext, team: Team, *, on_epoch: OnEpoch | None = None) -> None:

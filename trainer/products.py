@@ -19,7 +19,6 @@ from trainer.data.dataset import Dataset
 from trainer.encoder import Encoder
 from trainer.evaluation import FinalEvaluation
 from trainer.export import write_bundle
-from trainer.pictures import confusion_png, curve_png, embedding_png, neighbours_png
 from trainer.scribe import Scribe
 from trainer.spec import PretrainSpec
 from trainer.views import ViewDrawer, preview_grid
@@ -69,6 +68,8 @@ def leave_products(
 def _pictures(
     scribe: Scribe, dataset: Dataset, final: FinalEvaluation, drawer: ViewDrawer
 ) -> Iterator[tuple[str, bytes]]:
+    from trainer.pictures import confusion_png, curve_png, embedding_png  # matplotlib takes a second
+
     series = scribe.series(metric_names.LOSS, metric_names.KNN_ACCURACY)
     yield "loss", curve_png({"loss": series[metric_names.LOSS]}, title="Loss", y_label="loss")
     if series[metric_names.KNN_ACCURACY]:
@@ -108,6 +109,8 @@ def _png(image_HWC: NDArray[np.uint8]) -> bytes:
 
 
 def _neighbours(dataset: Dataset, final: FinalEvaluation) -> bytes:
+    from trainer.pictures import neighbours_png
+
     positions = np.linspace(0, len(dataset.validation) - 1, min(NUM_QUERIES, len(dataset.validation))).astype(np.int64)
     return neighbours_png(
         dataset.validation.take(positions),

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainer.context import trial_key
-from trainer.loop import EpochReport
+from trainer.epoch_report import EpochReport
 from trainer.storage import BlobMissing, open_storage
 from tune_spaces.scheduler import Record, should_stop
 from tune_spaces.spec import SweepSpec

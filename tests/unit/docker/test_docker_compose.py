@@ -1,0 +1,105 @@
+"""The compose files, read by the real Compose."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+DOCKER = Path(__file__).parents[3] / "docker"
+COMPOSE = Path(sys.executable).with_name("docker-compose")
+SECRETS = {
+    "MLFLOW_PASSWORD": "one",
+    "MLFLOW_SECRET_KEY": "two",
+    "OBJECTSTORE_SECRET_KEY": "three",
+    "POSTGRES_PASSWORD": "four",
+    "RAY_AUTH_TOKEN": "five",
+    "SIMCLR_BOOTSTRAP_TOKEN": "six",
+}
+COMBINATIONS = [("compose.yaml",), ("compose.yaml", "compose.gpu.yaml")]
+
+
+def config(files: tuple[str, ...], environment: dict[str, str], *options: str) -> subprocess.CompletedProcess[str]:
+    """Run `docker compose config` in an environment of these variables alone."""
+    words = [str(COMPOSE), *(word for file in files for word in ("-f", str(DOCKER / file))), "config", *options]
+    return subprocess.run(words, capture_output=True, text=True, check=False, env=environment, cwd=DOCKER)
+
+
+@pytest.fixture(scope="module", params=COMBINATIONS, ids=lambda files: files[-1])
+def document(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Return one combination as Compose understands it."""
+    result = config(request.param, SECRETS, "--format", "json")
+    assert result.returncode == 0, result.stderr
+    assert not result.stderr
+    parsed: dict[str, Any] = json.loads(result.stdout)
+    return parsed
+
+
+@pytest.mark.parametrize("missing", SECRETS)
+def test_a_missing_secret_is_an_error_that_names_it(missing: str) -> None:
+    result = config(COMBINATIONS[0], {name: value for name, value in SECRETS.items() if name != missing}, "-q")
+    assert result.returncode != 0
+    assert f"set {missing}" in result.stderr
+
+
+def test_only_the_service_publishes_a_port_and_on_loopback_unless_told(document: dict[str, Any]) -> None:
+    published = {name: service["ports"] for name, service in document["services"].items() if service.get("ports")}
+    assert list(published) == ["service"]
+    assert [port["host_ip"] for port in published["service"]] == ["127.0.0.1"]
+
+
+def test_what_trains_has_no_way_out_and_no_way_to_the_database(document: dict[str, Any]) -> None:
+    assert {name for name, network in document["networks"].items() if not network.get("internal")} == {"front"}
+    reach = {name: set(service["networks"]) for name, service in document["services"].items()}
+    assert [name for name, networks in reach.items() if "front" in networks] == ["service"]
+    assert {name for name, networks in reach.items() if "database" in networks} == {
+        "service",
+        "migrate",
+        "mlflow",
+        "postgres",
+    }
+
+
+def test_everything_of_ours_is_hardened_and_what_stays_up_is_watched(document: dict[str, Any]) -> None:
+    for name, service in document["services"].items():
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert ":" in service["image"], name
+        if service["image"].startswith("simclr-"):
+            assert service["read_only"], name
+            assert service["cap_drop"] == ["ALL"], name
+        else:
+            assert service["healthcheck"]["test"], name
+
+
+def test_nothing_starts_before_what_it_needs_is_ready(document: dict[str, Any]) -> None:
+    needs = {
+        name: {other: link["condition"] for other, link in service.get("depends_on", {}).items()}
+        for name, service in document["services"].items()
+    }
+    assert needs["service"] == {
+        "bucket": "service_completed_successfully",
+        "migrate": "service_completed_successfully",
+        "mlflow": "service_healthy",
+        "ray-head": "service_healthy",
+    }
+    assert needs["ray-worker"] == {"ray-head": "service_healthy"}
+    assert needs["migrate"] == {"postgres": "service_healthy"}
+
+
+def test_ray_asks_for_its_token_which_is_in_no_environment_of_its_nodes(document: dict[str, Any]) -> None:
+    for name in ("ray-head", "ray-worker"):
+        environment = document["services"][name]["environment"]
+        assert environment["RAY_AUTH_MODE"] == "token"
+        assert SECRETS["RAY_AUTH_TOKEN"] not in environment.values()
+        assert not [variable for variable in environment if variable.startswith("SIMCLR_")]
+    service = document["services"]["service"]["environment"]
+    assert service["RAY_AUTH_MODE"] == "token"
+    assert service["SIMCLR_RAY_TOKEN"] == SECRETS["RAY_AUTH_TOKEN"]
+
+
+def test_head_and_workers_are_one_image(document: dict[str, Any]) -> None:
+    services = document["services"]
+    assert services["ray-head"]["image"] == services["ray-worker"]["image"]
+    assert services["ray-head"]["build"] == services["ray-worker"]["build"]

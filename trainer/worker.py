@@ -1,0 +1,84 @@
+"""One worker of a trial, as Ray Train starts it: it joins its team and trains."""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Final
+
+import ray.train
+import ray.util
+import torch
+import torch.distributed as dist
+from ray.train.collective import broadcast_from_rank_zero
+
+from trainer.context import TrialContext
+from trainer.epoch_report import OnEpoch
+from trainer.errors import TrainerError
+from trainer.launch import outcome_key
+from trainer.loop import train
+from trainer.spec import PretrainSpec
+from trainer.storage import open_storage
+from trainer.team import Team, usable_workers
+
+__all__ = ["run_worker"]
+
+logger = logging.getLogger(__name__)
+
+COLLECTIVE_TIMEOUT: Final = timedelta(minutes=5)  # torch's default for gloo is 30: so long a lost rank would hang
+
+
+def run_worker(spec: PretrainSpec, context: TrialContext, *, on_epoch: OnEpoch | None) -> None:
+    """Train as one of the workers; what another start could not mend is left as the outcome."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    with _joined_team(spec) as team:
+        if team is None:
+            return
+        try:
+            train(spec, context, team, on_epoch=on_epoch)
+        except TrainerError as error:
+            if error.retryable:
+                raise
+            # Another start would end the same way: say so and end, rather than let Ray start it again.
+            logger.error("%s: %s", error.code, error)  # noqa: TRY400 - the message is the whole story
+            if team.is_first:
+                open_storage(context.storage).write(outcome_key(context), json.dumps(error.record()).encode())
+
+
+@contextmanager
+def _joined_team(spec: PretrainSpec) -> Iterator[Team | None]:
+    """Yield this worker's team; None for a worker beyond those that can share the global batch."""
+    ray_context = ray.train.get_context()
+    rank, available = ray_context.get_world_rank(), ray_context.get_world_size()
+    workers = usable_workers(spec.batch_size, available)
+    address = broadcast_from_rank_zero(_free_address() if rank == 0 else None)
+    if rank >= workers:
+        yield None
+        return
+    device = torch.device("cuda" if spec.scaling.gpus_per_worker else "cpu")  # Ray shows a worker its own GPU only
+    if device.type == "cpu":
+        torch.set_num_threads(spec.scaling.cpus_per_worker)
+    if workers == 1:
+        yield Team(device=device)
+        return
+    backend = "gloo" if device.type == "cpu" else "nccl"
+    dist.init_process_group(
+        backend, init_method=f"tcp://{address}", rank=rank, world_size=workers, timeout=COLLECTIVE_TIMEOUT
+    )
+    try:
+        yield Team(rank=rank, world_size=workers, group=dist.group.WORLD, device=device)
+    finally:
+        dist.destroy_process_group()
+
+
+def _free_address() -> str:
+    """Return an address of this node, where rank 0 will listen for the others."""
+    host = str(ray.util.get_node_ip_address())
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.bind((host, 0))
+        port = probe.getsockname()[1]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
