@@ -10,7 +10,7 @@ STAMP := .venv/.installed-from
 PYTEST := $(BIN)/pytest
 FAST := not ray and not slow and not browser and not postgres and not gpu
 
-.PHONY: help setup demo serve stop test test-fast check bench parity lock clean
+.PHONY: help setup demo serve stop test test-fast check bench parity openapi lock clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -55,6 +55,10 @@ bench: $(STAMP)  ## Measure against peers; each prints a ratio
 
 parity: $(STAMP)  ## Prove W workers compute what one computes (gradients in float64)
 	$(PYTEST) -m "not gpu" -k parity $(ARGS)
+
+openapi: $(STAMP)  ## Write docs/openapi.json anew
+	$(BIN)/python -m service.openapi_copy > docs/openapi.json.new
+	mv docs/openapi.json.new docs/openapi.json
 
 # uv reads metadata alone where pip would download every wheel. uv.lock is not kept: one lock is enough.
 lock:  ## Write requirements.lock anew from pyproject.toml

@@ -42,6 +42,7 @@ from service.routes import (
     ui,
 )
 from service.settings import Settings
+from service.speed_history import SpeedHistory
 from trainer.storage import Storage, open_storage
 
 __all__ = ["build", "create_app", "describe_app"]
@@ -89,6 +90,7 @@ def create_app(*, settings: Settings, store: Store, cluster: Cluster, tracking: 
         tracking=tracking,
         blobs=blobs,
         feed=EventFeed(store),
+        speeds=SpeedHistory(store, tracking),
         rate_limit=RateLimit(settings.rate_limit),
         paging_key=paging_key(settings),
         wake_dispatcher=dispatcher.wake,
@@ -169,6 +171,7 @@ async def _running(services: Services, dispatcher: Dispatcher, deletions: Deleti
         loops = [
             asyncio.create_task(keep_running("dispatcher", dispatcher.run, stop)),
             asyncio.create_task(keep_running("event_feed", services.feed.run, stop)),
+            asyncio.create_task(keep_running("speed_history", services.speeds.run, stop)),
         ]
         await deletions.take_up()
         try:

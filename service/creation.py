@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from service.auth import Caller
@@ -22,29 +23,29 @@ async def judge(body: dict[str, Any], services: Services) -> Submission:
         capacity = await services.cluster.capacity()
     except ClusterUnavailable:
         capacity = None  # what cannot be asked now is not judged
-    environment = Environment(settings=services.settings, capacity=capacity)
+    environment = Environment(services.settings, capacity, services.speeds.images_per_second)
     return await asyncio.to_thread(check_submission, body, environment)
 
 
 async def create_experiment(
-    body: dict[str, Any],
+    asked: dict[str, Any],
     services: Services,
     *,
     caller: Caller,
     key: str | None,
     route: str,
-    asked: dict[str, Any] | None = None,
+    whole: Callable[[], dict[str, Any]] | None = None,
     parent: dict[str, Any] | None = None,
 ) -> tuple[ExperimentRecord, bool]:
-    """Return the experiment that `body` asks for and whether an earlier request made it.
+    """Return the experiment that a request asks for and whether an earlier request made it.
 
     Args:
-        body: The whole request as `POST /experiments` has it.
+        asked: The body that the client sent.
         services: Where to store it.
         caller: Who will own it, and whose keys count.
         key: The Idempotency-Key, if there is one.
         route: The route that the key belongs to.
-        asked: What the client sent, where that is not `body` (clone, continue).
+        whole: Makes the body as `POST /experiments` has it, where that is not `asked` (clone, continue).
         parent: The link to the experiment it comes from.
 
     Raises:
@@ -52,13 +53,13 @@ async def create_experiment(
         IdempotencyConflict: If the key came with another body.
         StoreUnavailable: If the database does not answer.
     """
-    idempotency = idempotency_of(key, caller=caller, route=route, body=asked if asked is not None else body)
+    idempotency = idempotency_of(key, caller=caller, route=route, body=asked)
     if idempotency is not None:
         # Before it is judged again: what was good once is answered once more, whatever changed since.
         earlier = await services.store.find_idempotent(idempotency)
         if earlier is not None:
             return earlier, True
-    submission = await judge(body, services)
+    submission = await judge(whole() if whole else asked, services)
     new = NewExperiment(
         id=new_experiment_id(),
         name=submission.name,

@@ -28,9 +28,13 @@ DEMO: Final[dict[str, Any]] = {
     "kind": "pretrain",
     "labels": {"purpose": "demo"},
     "spec": {
-        "data": {"dataset": "openmoji", "image_size": 32},
+        "data": {"dataset": "openmoji", "image_size": 24},
         "encoder": {"name": "resnet8"},
-        "batch_size": 256,
+        # A small data set and a few minutes: small batches for more updates, and an optimiser that
+        # needs no long warm-up. LARS and large batches are for long runs.
+        "loss": {"temperature": 0.2},
+        "optim": {"kind": "adamw", "base_lr": 0.002, "lr_scaling": "none"},
+        "batch_size": 128,
         "epochs": 60,
         "evaluation": {"knn_every_epochs": 10, "linear_probe": True},
         "scaling": {"num_workers": 2, "cpus_per_worker": 1},

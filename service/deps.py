@@ -23,7 +23,9 @@ from service.pages import wants_page
 from service.ports import Cluster, ExperimentRecord, Idempotency, Role, Store, Tracking
 from service.problems import Problem, responses
 from service.rate_limit import RateLimit
+from service.schemas import NO_NUL
 from service.settings import Settings
+from service.speed_history import SpeedHistory
 from service.strict_json import MalformedJson, parse
 from trainer.storage import BlobMissing, Storage
 
@@ -55,6 +57,7 @@ class Services:
     tracking: Tracking
     blobs: Storage
     feed: EventFeed
+    speeds: SpeedHistory
     rate_limit: RateLimit
     paging_key: bytes
     wake_dispatcher: Callable[[], None]
@@ -167,7 +170,10 @@ _KEY = re.compile(r"[\x20-\x7e]{1,255}")
 def _idempotency_key(
     idempotency_key: Annotated[
         str | None,
-        Header(description="1-255 printable ASCII characters; a repeat returns the first answer's experiment"),
+        Header(
+            description="1-255 printable ASCII characters; a repeat returns the first answer's experiment",
+            json_schema_extra={"pattern": f"^{_KEY.pattern}$"},
+        ),
     ] = None,
 ) -> str | None:
     if idempotency_key is not None and not _KEY.fullmatch(idempotency_key):
@@ -190,7 +196,7 @@ def idempotency_of(key: str | None, *, caller: Caller, route: str, body: dict[st
 
 
 async def _owned(
-    experiment_id: Annotated[str, Path(max_length=64)], services: ServicesDep, caller: CurrentCaller
+    experiment_id: Annotated[str, Path(max_length=64, pattern=NO_NUL)], services: ServicesDep, caller: CurrentCaller
 ) -> ExperimentRecord:
     structlog.contextvars.bind_contextvars(experiment_id=experiment_id)
     return await find_owned(experiment_id, services=services, caller=caller)

@@ -6,6 +6,7 @@ Everything here may read files: call it off the event loop.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import floor
 from typing import TYPE_CHECKING
@@ -29,6 +30,7 @@ class Environment:
 
     settings: Settings
     capacity: Capacity | None  # None: the cluster does not answer
+    images_per_second: Callable[[PretrainSpec], float | None] = lambda _: None  # of others alike; None: no history
 
     def dataset(self, name: str) -> DatasetInfo:
         """Return the entry of one data set. Raises DataError; for an unknown id its context lists the `allowed`."""

@@ -15,6 +15,7 @@ from service.deps import Services
 from service.errors import BlobsUnavailable, TrackingUnavailable
 from service.experiment import TERMINAL, State, TrialState, submission_id
 from service.ports import ExperimentRecord, MetricPoint
+from service.public_address import without_userinfo
 from service.schemas import BestTrial, Condition, ExperimentView, Progress, TrialView
 from service.trials_view import read_trials
 from trainer import metric_names
@@ -142,7 +143,9 @@ def _links(record: ExperimentRecord, services: Services, trials: Sequence[TrialV
 
 
 def _dashboard(record: ExperimentRecord, services: Services) -> str | None:
-    address = services.settings.ray_address
-    if address is None or not record.attempt:
+    if services.settings.ray_address is None:
+        return None
+    address = without_userinfo(services.settings.ray_address)
+    if not record.attempt:
         return address
     return f"{address.rstrip('/')}/#/jobs/{submission_id(record.id, record.attempt)}"

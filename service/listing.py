@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import Depends, Query
+from pydantic import Field
 
 from service import paging
 from service.auth import Caller
@@ -17,7 +18,7 @@ from service.deps import Services
 from service.experiment import State
 from service.ports import ExperimentRecord, ListQuery
 from service.problems import Problem
-from service.schemas import FieldProblem
+from service.schemas import NO_NUL, FieldProblem
 from service.settings import Settings
 from service.submission import refuse
 
@@ -39,6 +40,7 @@ Item = TypeVar("Item")
 
 PageSize = Annotated[int, Query(ge=1, le=1000)]
 PageToken = Annotated[str, Query(max_length=2048, description="`next_page_token` of the page before")]
+_LabelFilter = Annotated[str, Field(max_length=512, pattern=NO_NUL)]
 OrderBy = Literal["created_at", "-created_at", "name", "-name", "priority", "-priority"]
 
 
@@ -50,8 +52,8 @@ class _Filter:
         *,
         state: Annotated[list[State] | None, Query(description="any of these")] = None,
         kind: Annotated[Literal["pretrain", "sweep"] | None, Query()] = None,
-        label: Annotated[list[str] | None, Query(description="`key:value`; all must match")] = None,
-        name: Annotated[str | None, Query(max_length=128, description="the whole name")] = None,
+        label: Annotated[list[_LabelFilter] | None, Query(description="`key:value`; all must match")] = None,
+        name: Annotated[str | None, Query(max_length=128, pattern=NO_NUL, description="the whole name")] = None,
         order_by: Annotated[OrderBy, Query()] = "-created_at",
         page_size: PageSize = DEFAULT_PAGE_SIZE,
         page_token: PageToken = "",

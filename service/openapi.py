@@ -1,12 +1,7 @@
-"""The OpenAPI document: FastAPI's, with the bodies that are parsed by hand and the security in force.
-
-`python -m service.openapi` prints it; docs/ keeps a copy.
-"""
+"""The OpenAPI document: FastAPI's, with the bodies that are parsed by hand and the security in force."""
 
 from __future__ import annotations
 
-import json
-import sys
 from typing import Any, Final
 
 from fastapi import FastAPI
@@ -26,7 +21,7 @@ from service.schemas import (
     TokenRequest,
 )
 
-__all__ = ["VERSION", "install_openapi", "main"]
+__all__ = ["VERSION", "install_openapi"]
 
 VERSION: Final = "3.2.0"  # the first that describes event streams
 _BODIES: Final[tuple[type[BaseModel], ...]] = (
@@ -91,15 +86,3 @@ def _document(app: FastAPI) -> dict[str, Any]:
         is_public = operation.get(PERMISSION) == PUBLIC
         operation["security"] = [] if is_public else [{"bearer": []}, {"cookie": []}]
     return document
-
-
-def main() -> None:
-    """Print the document."""
-    from service.app import describe_app
-
-    json.dump(describe_app().openapi(), sys.stdout, indent=1, sort_keys=True)
-    sys.stdout.write("\n")
-
-
-if __name__ == "__main__":
-    main()

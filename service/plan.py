@@ -17,19 +17,23 @@ SMALL_BATCH = 64  # below it an anchor has so few negatives that a person should
 WASTEFUL_DROP = 0.2  # of an epoch's images
 
 
-def plan_pretrain(spec: PretrainSpec, *, num_images: int) -> PlanView:
-    """Return the plan of one pretraining on `num_images` images an epoch, at least one batch."""
+def plan_pretrain(spec: PretrainSpec, *, num_images: int, images_per_second: float | None) -> PlanView:
+    """Return the plan of one pretraining on `num_images` images an epoch, at least one batch.
+
+    `images_per_second` is the rate that others like it reached here, None where there is none.
+    """
     steps_per_epoch = num_images // spec.batch_size
     steps = steps_per_epoch * spec.epochs
+    images = steps * spec.batch_size
     return PlanView(
         trials=1,
         steps=steps,
-        images=steps * spec.batch_size,
+        images=images,
         steps_per_epoch=steps_per_epoch,
         images_dropped_per_epoch=num_images - steps_per_epoch * spec.batch_size,
         negatives_per_anchor=2 * (spec.batch_size - 1),
         memory_bytes=step_memory_bytes(spec),
-        time_s=None,
+        time_s=images / images_per_second if images_per_second else None,
         warnings=_warnings(spec, num_images=num_images),
     )
 
@@ -46,7 +50,7 @@ def plan_of_sweep(sweep: SweepSpec, base: PretrainSpec, *, num_images: int, spac
         images_dropped_per_epoch=num_images % base.batch_size if is_fixed else None,
         negatives_per_anchor=2 * (base.batch_size - 1) if is_fixed else None,
         memory_bytes=step_memory_bytes(base),
-        time_s=None,
+        time_s=None,  # how many trials run at once is not known before
         warnings=list(plan.warnings),
     )
 

@@ -33,4 +33,10 @@ def expected_version(if_match: str | None, *, current: int) -> int | None:
     return current if str(current) in strong else NO_VERSION
 
 
-IfMatch = Annotated[str | None, Header(description="the ETag of the version to change, or *")]
+IfMatch = Annotated[
+    str | None,
+    Header(
+        description="needed: the ETag of the version to change, or *",
+        json_schema_extra={"pattern": rf"^\*$|^{_TAGS.pattern}$"},
+    ),
+]

@@ -6,18 +6,19 @@ Requests forbid unknown keys and never coerce; responses spell out every member.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final, Generic, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from service.experiment import State, TrialState
 from service.ports import Role
 from trainer.spec import MAX_EPOCHS, PretrainSpec
-from tune_spaces.spec import SweepSpec
+from tune_spaces.spec import MAX_TRIALS, SweepSpec
 
 __all__ = [
+    "NO_NUL",
     "ArtifactView",
     "AttemptTimeline",
     "BestTrial",
@@ -59,11 +60,28 @@ def _printable(text: str) -> str:
     return text
 
 
+def _rfc3339(value: object) -> object:
+    if not isinstance(value, str) or "T" not in value.upper():  # pydantic would take seconds since 1970 as well
+        raise PydanticCustomError("not_a_time", "a time as RFC 3339 writes it, such as 2030-01-31T12:00:00Z")
+    return value
+
+
+def _utc(time: datetime) -> datetime:
+    try:
+        if time.tzinfo is not None:
+            return time.astimezone(UTC)
+    except OverflowError:
+        pass
+    raise PydanticCustomError("not_a_time", "a time with its zone, of the years 1 to 9999 in UTC")
+
+
+NO_NUL: Final = r"^[^\x00]*$"  # the one character that PostgreSQL's text has no place for
 Name = Annotated[str, Field(min_length=1, max_length=128), AfterValidator(_printable)]
 LabelKey = Annotated[str, Field(pattern=r"^[A-Za-z0-9._/-]{1,63}$")]
 LabelValue = Annotated[str, Field(max_length=255), AfterValidator(_printable)]
 Labels = Annotated[dict[LabelKey, LabelValue], Field(max_length=64)]
 Priority = Annotated[int, Field(ge=-1000, le=1000)]
+Instant = Annotated[datetime, Field(strict=False), BeforeValidator(_rfc3339), AfterValidator(_utc)]
 
 
 # --- requests -------------------------------------------------------------------------------------
@@ -111,7 +129,7 @@ class ContinueRequest(_Request):
     """More of the same: a pretraining to `epochs` in all, or a sweep to `max_trials` in all."""
 
     epochs: int | None = Field(None, ge=2, le=MAX_EPOCHS)
-    max_trials: int | None = Field(None, ge=2)
+    max_trials: int | None = Field(None, ge=2, le=MAX_TRIALS)
 
 
 class TokenRequest(_Request):
@@ -120,7 +138,7 @@ class TokenRequest(_Request):
     name: Name
     role: Role = Field(Role.SUBMITTER, strict=False)
     owner: Annotated[str, Field(pattern=r"^[A-Za-z0-9._@-]{1,64}$")] | None = None  # None: the token's id
-    expires_at: Annotated[datetime, Field(strict=False)] | None = None
+    expires_at: Instant | None = None
 
 
 # --- responses ------------------------------------------------------------------------------------
@@ -156,7 +174,14 @@ class PlanView(_View):
     images_dropped_per_epoch: int | None  # left over by whole global batches
     negatives_per_anchor: int | None  # 2(N - 1)
     memory_bytes: int | None  # per worker, estimated
-    time_s: float | None  # estimated from measured runs; null where there is none
+    time_s: Annotated[
+        float | None,
+        Field(
+            description="Of the training alone: `images` over the median of `images_per_second` that the newest "
+            "pretrainings here reached with the same encoder, image size, workers and kind of device. Null for a "
+            "sweep, and where there were none."
+        ),
+    ]
     warnings: list[str]
 
 

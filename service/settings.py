@@ -26,8 +26,8 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=1, le=65_535)
     database_url: SecretStr | None = None  # may carry a password
     storage: str | None = None  # directory or s3://bucket/prefix
-    mlflow_uri: str | None = None
-    ray_address: str | None = None  # the dashboard's http address, which serves the Jobs API
+    mlflow_uri: str | None = Field(None, repr=False)  # may carry a user and a password
+    ray_address: str | None = Field(None, repr=False)  # the dashboard's http address, which serves the Jobs API
     ray_token: SecretStr | None = None  # where the cluster runs with RAY_AUTH_MODE=token
     cpus: int | None = Field(None, ge=1, le=4096)  # logical CPUs of the embedded, fixed Ray
     max_workers: int | None = Field(None, ge=1)

@@ -84,7 +84,8 @@ def _judge_pretrain(spec: PretrainSpec, environment: Environment) -> tuple[list[
     problems = [*spec_problems(spec), *environment_problems(spec, environment)]
     if any(problem.pointer in ("/data/dataset", "/batch_size") for problem in problems):
         return problems, None
-    plan = plan_pretrain(spec, num_images=environment.num_images(spec))
+    rate = environment.images_per_second(spec)
+    plan = plan_pretrain(spec, num_images=environment.num_images(spec), images_per_second=rate)
     return [*problems, *budget_problems(plan, spec.limits.max_images)], plan
 
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from service.dotted_paths import pointer_of, with_override
 from service.environment import Environment, environment_problems
 from service.plan import budget_problems, plan_of_sweep
 from service.schemas import PlanView
 from service.validation import check_fields, overlaps, place
 from trainer.spec import PretrainSpec, SpecProblem
-from tune_spaces.spec import SweepSpec, merged_base, resolve, sweep_problems
+from tune_spaces.field_problems import escaped, pointer_of
+from tune_spaces.overrides import apply_overrides
+from tune_spaces.problems import sweep_problems
+from tune_spaces.spec import SweepSpec, merged_base, resolve
 
 __all__ = ["judge_sweep"]
+
+_OF_IMAGES = ("data.dataset", "data.validation_ratio")  # what decides how many images an epoch has
 
 
 def judge_sweep(sweep: SweepSpec, environment: Environment) -> tuple[list[SpecProblem], PlanView | None]:
@@ -24,17 +28,18 @@ def judge_sweep(sweep: SweepSpec, environment: Environment) -> tuple[list[SpecPr
     resolved = resolve(sweep)
     base = PretrainSpec.model_validate(resolved["base"])
     space: dict[str, Any] = resolved["space"]
-    problems = _base_problems(base, space, environment)
-    for path, domain in space.items():
-        problems += _choice_problems(base, path, domain.get("choice", ()), environment)
+    problems = [*_base_problems(base, space, environment), *_value_problems(base, space, environment)]
     if problems:
         return problems, None
-    num_images = environment.num_images(base)
-    has_labels = environment.dataset(base.data.dataset).has_labels
-    problems = sweep_problems(sweep, has_labels=has_labels, num_images=num_images)
+    variants = [base, *(_variant(base, path, value) for path, _, value in _values(space) if path in _OF_IMAGES)]
+    problems = sweep_problems(
+        sweep,
+        has_labels=all(environment.dataset(variant.data.dataset).has_labels for variant in variants),
+        num_images=min(environment.num_images(variant) for variant in variants),
+    )
     if problems:
         return problems, None
-    plan = plan_of_sweep(sweep, base, num_images=num_images, space=space)
+    plan = plan_of_sweep(sweep, base, num_images=environment.num_images(base), space=space)
     return budget_problems(plan, sweep.limits.max_images), plan
 
 
@@ -60,13 +65,25 @@ def _base_problems(base: PretrainSpec, space: Mapping[str, Any], environment: En
     return [place(problem, "/base") for problem in found if varied.isdisjoint((problem.pointer, *problem.involves))]
 
 
-def _choice_problems(base: PretrainSpec, path: str, choices: list[Any], environment: Environment) -> list[SpecProblem]:
-    """Return what is wrong here with single values of one dimension, each at its place in the list."""
-    problems: list[SpecProblem] = []
-    for index, value in enumerate(choices):
-        variant = PretrainSpec.model_validate(with_override(base.model_dump(mode="json"), path, value))
-        for problem in environment_problems(variant, environment):
-            if problem.pointer == pointer_of(path):
-                moved = {"pointer": f"/space/{path}/choice/{index}", "involves": ()}
-                problems.append(problem.model_copy(update=moved))
-    return problems
+def _value_problems(base: PretrainSpec, space: Mapping[str, Any], environment: Environment) -> Iterator[SpecProblem]:
+    """Yield what is wrong here with single listed values, each at its place in its list."""
+    varied = {pointer_of(path) for path in space}
+    for path, pointer, value in _values(space):
+        for problem in environment_problems(_variant(base, path, value), environment):
+            touched = {problem.pointer, *problem.involves} & varied
+            if problem.pointer == pointer_of(path) or touched == {pointer_of(path)}:
+                yield problem.model_copy(update={"pointer": pointer, "involves": ()})
+
+
+def _values(space: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
+    """Yield (path, pointer, value) of every listed value; a path may have several lists, with conditions."""
+    for path, domains in space.items():
+        axis = f"/space/{escaped(path)}"
+        several = {f"{axis}/{index}": domain for index, domain in enumerate(domains)}
+        for pointer, domain in (several if isinstance(domains, list) else {axis: domains}).items():
+            for index, value in enumerate(domain.get("choice", ())):
+                yield path, f"{pointer}/choice/{index}", value
+
+
+def _variant(base: PretrainSpec, path: str, value: Any) -> PretrainSpec:
+    return PretrainSpec.model_validate(apply_overrides(base.model_dump(mode="json"), {path: value}))

@@ -13,14 +13,15 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any, Final, Literal
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 import httpx2
 
 from service.errors import ArtifactNotFound, TrackingUnavailable
 from service.ports import JsonObject, MetricPoint, TrialRun
+from service.public_address import without_userinfo
 
-__all__ = ["MlflowTracking", "without_userinfo"]
+__all__ = ["MlflowTracking"]
 
 EXPERIMENT_NAME: Final = "simclr"
 _TAG_EXPERIMENT: Final = "simclr.experiment_id"
@@ -50,7 +51,8 @@ class MlflowTracking:
         self._parent_run_ids: dict[str, str] = {}
 
     async def ping(self) -> None:
-        self._expect(await self._read("/health"))
+        # Not /health: it is open to anyone, and answers without the database.
+        await self._ask_for_mlflow_experiment()
 
     async def trials(self, experiment_id: str) -> Sequence[TrialRun]:
         # By age: where a torn creation left two runs of a trial, the trainer writes to the oldest.
@@ -139,11 +141,14 @@ class MlflowTracking:
     async def _find_mlflow_experiment(self) -> str | None:
         """Return the id behind the name, kept once found; None before the first job made it."""
         if self._mlflow_experiment_id is None:
-            answer = await self._read(f"{_API}/experiments/get-by-name", params={"experiment_name": EXPERIMENT_NAME})
-            if answer.status_code == HTTPStatus.NOT_FOUND:
-                return None
-            self._mlflow_experiment_id = str(self._json(answer)["experiment"]["experiment_id"])
+            self._mlflow_experiment_id = await self._ask_for_mlflow_experiment()
         return self._mlflow_experiment_id
+
+    async def _ask_for_mlflow_experiment(self) -> str | None:
+        answer = await self._read(f"{_API}/experiments/get-by-name", params={"experiment_name": EXPERIMENT_NAME})
+        if answer.status_code == HTTPStatus.NOT_FOUND:
+            return None
+        return str(self._json(answer)["experiment"]["experiment_id"])
 
     async def _history(self, mlflow_run_id: str, key: str) -> list[MetricPoint]:
         query: JsonObject = {"run_id": mlflow_run_id, "metric_key": key, "max_results": _POINTS_A_PAGE}
@@ -187,12 +192,6 @@ class MlflowTracking:
     def _expect(answer: httpx2.Response) -> None:
         if not answer.is_success:
             raise TrackingUnavailable(f"MLflow answers {answer.status_code}")
-
-
-def without_userinfo(uri: str) -> str:
-    """Return `uri` without the user and password that it may carry."""
-    parts = urlsplit(uri)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 def _unavailable(error: httpx2.HTTPError) -> TrackingUnavailable:

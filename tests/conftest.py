@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import numpy as np
@@ -94,9 +95,9 @@ def datasets_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def shapes(generator: np.random.Generator, *, num_train: int, num_test: int) -> dict[str, np.ndarray]:
+def shapes(generator: np.random.Generator, *, num_train: int, num_test: int) -> dict[str, Any]:
     """Return images whose class is the form of a bright blot, in any colour and place."""
-    arrays: dict[str, np.ndarray] = {"classes": np.array(["bar", "column", "disc", "ring"])}
+    arrays: dict[str, Any] = {"classes": np.array(["bar", "column", "disc", "ring"])}
     y, x = np.mgrid[:16, :16]
     for split, count in (("train", num_train), ("test", num_test)):
         labels = np.arange(count) % 4

@@ -12,6 +12,7 @@ the highest number owns the trial, and whoever finds a higher one than its own w
 from __future__ import annotations
 
 import json
+import secrets
 from dataclasses import dataclass
 
 from trainer.context import TrialContext
@@ -47,7 +48,7 @@ def take_fence(storage: Storage, context: TrialContext) -> Fence:
         Superseded: If a start of a later attempt has been here already.
     """
     prefix = context.key("fence/")
-    record = json.dumps({"attempt": context.attempt}).encode()
+    record = json.dumps({"attempt": context.attempt, "token": secrets.token_hex(16)}).encode()
     while True:
         latest = _latest(storage, prefix)
         if latest:

@@ -16,6 +16,7 @@ from typing import Any, Final
 from trainer.context import TrialContext
 from trainer.epoch_report import EpochReport, OnEpoch
 from trainer.errors import TrainerError
+from trainer.outcome import left_outcome
 from trainer.spec import PretrainSpec, WorkerRange
 from trainer.storage import BlobMissing, open_storage
 
@@ -91,11 +92,6 @@ def _require(result: TrialResult | None, context: TrialContext) -> TrialResult:
     return result
 
 
-def outcome_key(context: TrialContext) -> str:
-    """Return where rank 0 leaves the error that ended this attempt, if another start would not help."""
-    return context.key(f"outcome-{context.attempt:04d}.json")
-
-
 # --- through Ray Train ----------------------------------------------------------------------------
 
 
@@ -106,11 +102,9 @@ def _through_ray(spec: PretrainSpec, context: TrialContext, on_epoch: OnEpoch | 
         _trainer(spec, context, on_epoch).fit()
     except TrainingFailedError as error:
         raise TrialFailed(f"the workers of trial {context.trial_id} failed: {_cause(error)}") from error
-    try:
-        outcome = json.loads(open_storage(context.storage).read(outcome_key(context)))
-    except BlobMissing:
-        return _require(finished_trial(context), context)
-    raise _error_of(outcome)
+    if (outcome := left_outcome(context)) is not None:
+        raise outcome
+    return _require(finished_trial(context), context)
 
 
 def _trainer(spec: PretrainSpec, context: TrialContext, on_epoch: OnEpoch | None) -> Any:
@@ -156,17 +150,6 @@ def _run_worker(config: dict[str, Any]) -> None:
         TrialContext.model_validate(config["context"]),
         on_epoch=config["on_epoch"],
     )
-
-
-def _error_of(outcome: dict[str, Any]) -> TrainerError:
-    """Return the error whose record a worker left."""
-    kinds = {kind.code: kind for kind in _all_kinds(TrainerError)}
-    kind = kinds.get(outcome["code"], TrainerError)
-    return kind(outcome["message"], **outcome.get("context", {}))
-
-
-def _all_kinds(kind: type[TrainerError]) -> list[type[TrainerError]]:
-    return [kind, *(deeper for child in kind.__subclasses__() for deeper in _all_kinds(child))]
 
 
 def _cause(error: BaseException) -> str:

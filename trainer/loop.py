@@ -266,7 +266,14 @@ class Run:
             return
         self.scribe.metrics(self.last_step, final.metrics)
         self.scribe.mark("export")
-        bundle = leave_products(self.scribe, self.spec, self.dataset, self.learner.encoder, final, self.drawer)
+        bundle = leave_products(
+            self.scribe,
+            spec=self.spec,
+            dataset=self.dataset,
+            encoder=self.learner.encoder,
+            final=final,
+            drawer=self.drawer,
+        )
         marker = {"state": "succeeded", "step": self.last_step, "metrics": final.metrics, **bundle}
         self.scribe.complete(marker, drain_s=DRAIN_S)
 

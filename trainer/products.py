@@ -32,6 +32,7 @@ NUM_QUERIES: Final = 8
 
 def leave_products(
     scribe: Scribe,
+    *,
     spec: PretrainSpec,
     dataset: Dataset,
     encoder: Encoder,

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
@@ -33,7 +35,10 @@ class Storage(Protocol):
         """Put or replace the blob, durably; a reader sees the old bytes or the new, never a mix."""
 
     def create(self, key: str, data: bytes) -> bool:
-        """Put the blob only where none is; return whether this call put it."""
+        """Put the blob only where none is; return whether this call put it.
+
+        Creators that compete write different bytes: a nonce or a time in them tells them apart.
+        """
 
     def list(self, prefix: str) -> list[str]:
         """Return the keys that start with `prefix`, sorted."""
@@ -129,42 +134,53 @@ class S3Storage:
         self._client = client or _s3_client()
 
     def read(self, key: str) -> bytes:
-        from botocore.exceptions import ClientError
-
-        try:
+        with _named_errors("read", key):
             return self._client.get_object(Bucket=self._bucket, Key=self._prefix + key)["Body"].read()
-        except ClientError as error:
-            if _error_code(error) in ("NoSuchKey", "404"):
-                raise BlobMissing(key) from error
-            raise OSError(f"storage cannot read {key}: {_error_code(error)}") from error
 
     def write(self, key: str, data: bytes) -> None:
-        self._put(key, data)
+        with _named_errors("write", key):
+            self._client.put_object(Bucket=self._bucket, Key=self._prefix + key, Body=data)
 
     def create(self, key: str, data: bytes) -> bool:
-        return self._put(key, data, is_conditional=True)
-
-    def list(self, prefix: str) -> list[str]:
-        pages = self._client.get_paginator("list_objects_v2").paginate(
-            Bucket=self._bucket, Prefix=self._prefix + prefix
-        )
-        start = len(self._prefix)
-        return sorted(item["Key"][start:] for page in pages for item in page.get("Contents", ()))
-
-    def delete(self, key: str) -> None:
-        self._client.delete_object(Bucket=self._bucket, Key=self._prefix + key)
-
-    def _put(self, key: str, data: bytes, *, is_conditional: bool = False) -> bool:
         from botocore.exceptions import ClientError
 
-        condition = {"IfNoneMatch": "*"} if is_conditional else {}
-        try:
-            self._client.put_object(Bucket=self._bucket, Key=self._prefix + key, Body=data, **condition)  # type: ignore[arg-type]
-        except ClientError as error:
-            if is_conditional and _error_code(error) in ("PreconditionFailed", "412", "ConditionalRequestConflict"):
-                return False
-            raise OSError(f"storage cannot write {key}: {_error_code(error)}") from error
+        with _named_errors("create", key):
+            try:
+                self._client.put_object(Bucket=self._bucket, Key=self._prefix + key, Body=data, IfNoneMatch="*")
+            except ClientError as error:
+                if _error_code(error) not in ("PreconditionFailed", "412", "ConditionalRequestConflict"):
+                    raise
+                # The client repeats a request whose answer was lost, and then meets its own object.
+                return self.read(key) == data
         return True
+
+    def list(self, prefix: str) -> list[str]:
+        with _named_errors("list", prefix):
+            pages = self._client.get_paginator("list_objects_v2").paginate(
+                Bucket=self._bucket, Prefix=self._prefix + prefix
+            )
+            start = len(self._prefix)
+            return sorted(item["Key"][start:] for page in pages for item in page.get("Contents", ()))
+
+    def delete(self, key: str) -> None:
+        with _named_errors("delete", key):
+            self._client.delete_object(Bucket=self._bucket, Key=self._prefix + key)
+
+
+@contextmanager
+def _named_errors(verb: str, key: str) -> Iterator[None]:
+    """Turn what S3 refuses into OSError, as a directory says it."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        yield
+    except ClientError as error:
+        code = _error_code(error)
+        if code in ("NoSuchKey", "404"):
+            raise BlobMissing(key) from error
+        raise OSError(f"storage cannot {verb} {key}: {code}") from error
+    except BotoCoreError as error:
+        raise OSError(f"storage cannot {verb} {key}: {type(error).__name__}") from error
 
 
 def _s3_client() -> S3Client:

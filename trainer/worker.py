@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import socket
 from collections.abc import Iterator
@@ -19,10 +18,9 @@ from ray.train.collective import broadcast_from_rank_zero
 from trainer.context import TrialContext
 from trainer.epoch_report import OnEpoch
 from trainer.errors import TrainerError
-from trainer.launch import outcome_key
 from trainer.loop import train
+from trainer.outcome import leave_outcome
 from trainer.spec import PretrainSpec
-from trainer.storage import open_storage
 from trainer.team import Team, usable_workers
 
 __all__ = ["run_worker"]
@@ -46,7 +44,7 @@ def run_worker(spec: PretrainSpec, context: TrialContext, *, on_epoch: OnEpoch |
             # Another start would end the same way: say so and end, rather than let Ray start it again.
             logger.error("%s: %s", error.code, error)  # noqa: TRY400 - the message is the whole story
             if team.is_first:
-                open_storage(context.storage).write(outcome_key(context), json.dumps(error.record()).encode())
+                leave_outcome(context, error)
 
 
 @contextmanager
@@ -77,7 +75,7 @@ def _joined_team(spec: PretrainSpec) -> Iterator[Team | None]:
 
 def _free_address() -> str:
     """Return an address of this node, where rank 0 will listen for the others."""
-    host = str(ray.util.get_node_ip_address())
+    host = str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call] # Ray gives it no types
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.bind((host, 0))
         port = probe.getsockname()[1]

@@ -16,13 +16,21 @@ from tune_spaces.space import AnyDomain, Choice, LogUniform, RandInt, Uniform, a
 from tune_spaces.spec import SweepSpec, complete, merged_base
 from tune_spaces.studies import get_study, list_studies
 
-__all__ = ["find_problems"]
+__all__ = ["sweep_problems"]
 
 _STAND_IN: Mapping[str, Any] = {"data": {"dataset": "stand-in"}}
 
 
-def find_problems(sweep: SweepSpec, *, has_labels: bool | None, num_images: int | None) -> list[SpecProblem]:
-    """Return the problems of `tune_spaces.spec.sweep_problems`."""
+def sweep_problems(
+    sweep: SweepSpec, *, has_labels: bool | None = None, num_images: int | None = None
+) -> list[SpecProblem]:
+    """Return everything that is wrong with a sweep, [] if it can run; pointers are into the sweep spec.
+
+    Args:
+        sweep: As asked.
+        has_labels: Whether the base's data set has labels; None: not known, not judged.
+        num_images: How many images an epoch draws from; None: not known, not judged.
+    """
     if sweep.study is not None and get_study(sweep.study) is None:
         return [_study_unknown(sweep.study)]
     problems = [

@@ -12,12 +12,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from trainer import metric_names
-from trainer.spec import Part, PretrainSpec, SpecProblem
+from trainer.spec import Part, PretrainSpec
 from tune_spaces.overrides import merge
 from tune_spaces.space import Space
 from tune_spaces.studies import Size, get_study
 
-__all__ = ["SweepLimits", "SweepSpec", "complete", "merged_base", "resolve", "sweep_problems"]
+__all__ = ["SweepLimits", "SweepSpec", "complete", "merged_base", "resolve"]
 
 MAX_TRIALS = 10_000
 
@@ -101,18 +101,3 @@ def merged_base(sweep: SweepSpec) -> dict[str, Any]:
 def resolve(sweep: SweepSpec) -> dict[str, Any]:
     """Return the complete sweep as JSON."""
     return complete(sweep).model_dump(mode="json")
-
-
-def sweep_problems(
-    sweep: SweepSpec, *, has_labels: bool | None = None, num_images: int | None = None
-) -> list[SpecProblem]:
-    """Return everything that is wrong with a sweep, [] if it can run; pointers are into the sweep spec.
-
-    Args:
-        sweep: As asked.
-        has_labels: Whether the base's data set has labels; None: not known, not judged.
-        num_images: How many images an epoch draws from; None: not known, not judged.
-    """
-    from tune_spaces.problems import find_problems  # it reads the models above
-
-    return find_problems(sweep, has_labels=has_labels, num_images=num_images)

@@ -92,25 +92,6 @@ class Study(Part):
     paper: Paper
     sizes: dict[Size, StudySize]
 
-    def document(self) -> dict[str, Any]:
-        """Return the study as `GET /studies` shows it."""
-        from tune_spaces.plan import plan_sweep  # a study is data that a plan reads; only this looks back
-        from tune_spaces.spec import SweepSpec
-
-        document = self.model_dump(mode="json", exclude={"sizes"})
-        document["sizes"] = {}
-        for name, size in self.sizes.items():
-            sweep = SweepSpec(study=self.name, size=name, base={"data": {"dataset": "any"}})
-            document["sizes"][name] = {
-                "trials": plan_sweep(sweep, 1).num_trials,
-                "seeds": len(size.seeds),
-                "axes": size.model_dump(mode="json", exclude_defaults=True)["space"],
-                "fixed": size.base,
-                "cost": size.cost,
-            }
-        document["axes"] = list(self.sizes["small"].space)
-        return document
-
 
 def list_studies() -> list[Study]:
     """Return every study, by name."""

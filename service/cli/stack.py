@@ -87,5 +87,8 @@ def _reporter(console: Console) -> Report:
 
 def _announce(settings: Settings, *, as_json: bool) -> None:
     if as_json:
-        addresses = {"url": settings.base_url, "ray": settings.ray_address, "mlflow": settings.mlflow_uri}
+        from service.public_address import without_userinfo
+
+        mlflow = without_userinfo(settings.mlflow_uri) if settings.mlflow_uri else None
+        addresses = {"url": settings.base_url, "ray": settings.ray_address, "mlflow": mlflow}
         print_json({"event": "ready", "home": str(settings.home_dir), **addresses})

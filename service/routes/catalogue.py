@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import asdict
-from typing import Any
 
 from service.auth import needs
 from service.deps import ServicesDep, api_router
@@ -13,6 +12,8 @@ from service.ports import Role
 from service.problems import Problem, responses
 from service.schemas import DatasetView, Items, StudyView
 from service.settings import Settings
+from tune_spaces.catalogue import describe_study
+from tune_spaces.studies import list_studies
 
 __all__ = ["router"]
 
@@ -87,9 +88,4 @@ async def study(name: str) -> StudyView:
 
 
 def _studies() -> list[StudyView]:
-    from tune_spaces.studies import list_studies
-
-    def view(each: Any) -> StudyView:
-        return StudyView.model_validate({**each.document(), "name": each.name, "description": each.description})
-
-    return [view(each) for each in list_studies()]
+    return [StudyView.model_validate(describe_study(study)) for study in list_studies()]

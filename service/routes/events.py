@@ -28,7 +28,10 @@ EVENTS_AT_ONCE = 1000
 
 
 def _last_event_id(
-    last_event_id: Annotated[str | None, Header(description="resume behind this event")] = None,
+    last_event_id: Annotated[
+        str | None,
+        Header(description="resume behind the event of this id", json_schema_extra={"pattern": "^[0-9]{1,19}$"}),
+    ] = None,
 ) -> int:
     if not last_event_id:
         return 0

@@ -13,9 +13,10 @@ from service.deps import Body, CurrentCaller, IdempotencyKey, OwnedExperiment, S
 from service.descendants import (
     body_of_clone,
     body_of_continuation,
-    moved_to_overrides,
     parent_of_clone,
     parent_of_continuation,
+    placed_in_clone,
+    placed_in_continuation,
 )
 from service.examples import PRETRAIN_EXAMPLE, SWEEP_EXAMPLE
 from service.experiment import Verb
@@ -213,16 +214,16 @@ async def clone(
         refuse(problems)
     try:
         child, is_replay = await create_experiment(
-            body_of_clone(record, request),
+            body,
             services,
             caller=caller,
             key=key,
             route=f"POST /experiments/{record.id}/clone",
-            asked=body,
+            whole=lambda: body_of_clone(record, request),
             parent=parent_of_clone(record),
         )
     except Problem as problem:
-        raise moved_to_overrides(problem, request.overrides) from problem
+        raise placed_in_clone(problem, request) from problem
     return await _answer(child, services, status=200 if is_replay else 202, is_replay=is_replay)
 
 
@@ -242,13 +243,16 @@ async def continue_(
     request, problems = check_fields(ContinueRequest, body)
     if request is None or problems:
         refuse(problems)
-    child, is_replay = await create_experiment(
-        body_of_continuation(record, request),
-        services,
-        caller=caller,
-        key=key,
-        route=f"POST /experiments/{record.id}/continue",
-        asked=body,
-        parent=parent_of_continuation(record),
-    )
+    try:
+        child, is_replay = await create_experiment(
+            body,
+            services,
+            caller=caller,
+            key=key,
+            route=f"POST /experiments/{record.id}/continue",
+            whole=lambda: body_of_continuation(record, request),
+            parent=parent_of_continuation(record),
+        )
+    except Problem as problem:
+        raise placed_in_continuation(problem, record) from problem
     return await _answer(child, services, status=200 if is_replay else 202, is_replay=is_replay)

@@ -15,7 +15,7 @@ from service.experiments_view import view_experiment
 from service.ports import ExperimentRecord, Role
 from service.pretrain_report import as_html, as_markdown, pretrain_report
 from service.problems import Problem, responses
-from service.schemas import Comparison, ExperimentView, FieldProblem
+from service.schemas import NO_NUL, Comparison, ExperimentView, FieldProblem
 from service.submission import refuse
 from service.trials_view import read_trials
 from trainer.context import experiment_key
@@ -87,7 +87,7 @@ async def _pretrain(record: ExperimentRecord, services: Services, format_: str) 
 async def side_by_side(
     services: ServicesDep,
     caller: CurrentCaller,
-    ids: Annotated[str, Query(max_length=2048, description="comma-separated ids")],
+    ids: Annotated[str, Query(max_length=2048, pattern=NO_NUL, description="comma-separated ids")],
 ) -> Comparison:
     """Return what each reached and the paths at which their specs differ."""
     wanted = list(dict.fromkeys(id_.strip() for id_ in ids.split(",") if id_.strip()))

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from torch.multiprocessing.spawn import spawn
 
 from trainer.context import TrialContext
 from trainer.loop import train
@@ -23,7 +23,9 @@ from trainer.team import Team
 def run_team(world_size: int, body: Callable[..., None], *arguments: Any) -> None:
     """Call `body(team, *arguments)` in each of W new processes; raises what one of them raises."""
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_enter, args=(world_size, f"file://{folder}/rendezvous", body, arguments), nprocs=world_size)
+        spawn(  # type: ignore[no-untyped-call] # torch gives it no types
+            _enter, args=(world_size, f"file://{folder}/rendezvous", body, arguments), nprocs=world_size
+        )
 
 
 def _enter(rank: int, world_size: int, init_method: str, body: Callable[..., None], arguments: tuple[Any, ...]) -> None:
@@ -49,7 +51,7 @@ def train_until_killed(team: Team, spec: dict[str, Any], context: dict[str, Any]
     import trainer.loop
     import trainer.scribe
 
-    trainer.scribe.CHECKPOINT_EVERY_S = 0.0  # type: ignore[misc] # at every step that finds the writer idle
+    trainer.scribe.CHECKPOINT_EVERY_S = 0.0  # at every step that finds the writer idle
     recorded = trainer.loop.Run._read
 
     def read_then_die(run: Any, unread: Any) -> bool:
@@ -60,7 +62,7 @@ def train_until_killed(team: Team, spec: dict[str, Any], context: dict[str, Any]
             os.kill(os.getpid(), signal.SIGKILL)
         return should_stop
 
-    trainer.loop.Run._read = read_then_die  # type: ignore[method-assign]
+    trainer.loop.Run._read = read_then_die  # type: ignore[assignment,method-assign] # its last act is changed
     train_trial(team, spec, context)
 
 

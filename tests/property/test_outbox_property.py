@@ -90,7 +90,7 @@ class Trials(RuleBasedStateMachine):
         self.checkpoint = max(self.checkpoint, start.step)
 
     @rule(index=st.integers(0, 9), is_acknowledged=st.booleans())
-    def send_one(self, index: int, is_acknowledged: bool) -> None:
+    def send_one(self, *, index: int, is_acknowledged: bool) -> None:
         start = self.pick(index)
         for entry in start.outbox.unsent():
             self.logged |= set(entry.points)
@@ -100,7 +100,7 @@ class Trials(RuleBasedStateMachine):
 
     @precondition(lambda self: len(self.starts) < 4)
     @rule(is_old_killed=st.booleans())
-    def restart(self, is_old_killed: bool) -> None:
+    def restart(self, *, is_old_killed: bool) -> None:
         if is_old_killed:
             self.starts.pop()
         self.start()

@@ -12,7 +12,8 @@ import httpx2
 import pytest
 
 from service.errors import ArtifactNotFound, TrackingUnavailable
-from service.tracking import MlflowTracking, without_userinfo
+from service.public_address import without_userinfo
+from service.tracking import MlflowTracking
 
 pytestmark = pytest.mark.anyio
 
@@ -118,7 +119,7 @@ async def test_userinfo_becomes_basic_auth_and_is_told_nowhere() -> None:
 
 async def test_a_read_is_tried_twice_after_a_cut_connection_and_once_after_a_timeout() -> None:
     for error, num_calls in ((httpx2.ReadError("cut"), 2), (httpx2.ReadTimeout("late"), 1)):
-        server = Server(health=error)
+        server = Server(**{"get-by-name": error})
         with pytest.raises(TrackingUnavailable):
             await mlflow(server).ping()
         assert len(server.seen) == num_calls

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from objective_oracles import OBJECTIVES, projections
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.distributed import ProcessGroup
 from torch.multiprocessing import get_context
 from torch.multiprocessing.spawn import start_processes
 
+from tests.unit.trainer.objective_oracles import OBJECTIVES, projections
 from trainer.batch_norm import globalize_batch_norm, running_statistics_frozen
 from trainer.collectives import all_gather, mean_flat_, rank, world_size
 from trainer.losses import build_objective

@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from gloo_ranks import NUM_IMAGES, ranks
-from objective_oracles import OBJECTIVES, oracle_agreement, projections
 
+from tests.unit.trainer.gloo_ranks import NUM_IMAGES, ranks
+from tests.unit.trainer.objective_oracles import OBJECTIVES, oracle_agreement, projections
 from trainer.losses import build_objective, similarity
 from trainer.losses.agreement import agreement
 

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from gloo_ranks import NUM_IMAGES, NormedNet, images, ranks, share, trained, whole
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from tests.unit.trainer.gloo_ranks import NUM_IMAGES, NormedNet, images, ranks, share, trained, whole
 from trainer.batch_norm import globalize_batch_norm, running_statistics_frozen
 
 

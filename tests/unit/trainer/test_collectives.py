@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from gloo_ranks import ranks
 
+from tests.unit.trainer.gloo_ranks import ranks
 from trainer.collectives import all_gather, mean_flat_, rank, world_size
 
 

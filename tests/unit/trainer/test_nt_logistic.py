@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from gloo_ranks import NUM_IMAGES, ranks, whole
-from objective_oracles import OBJECTIVES, projections, value_and_gradient
 
+from tests.unit.trainer.gloo_ranks import NUM_IMAGES, ranks, whole
+from tests.unit.trainer.objective_oracles import OBJECTIVES, projections, value_and_gradient
 from trainer.losses import build_objective, similarity
 from trainer.losses.nt_logistic import nt_logistic
 

@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from gloo_ranks import NUM_IMAGES, ranks, whole
 from lightly.loss import NTXentLoss
-from objective_oracles import OBJECTIVES, oracle_loss, projections, value_and_gradient
 
+from tests.unit.trainer.gloo_ranks import NUM_IMAGES, ranks, whole
+from tests.unit.trainer.objective_oracles import OBJECTIVES, oracle_loss, projections, value_and_gradient
 from trainer.losses import similarity
 from trainer.losses.nt_xent import nt_xent
 

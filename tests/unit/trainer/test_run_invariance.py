@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch.multiprocessing import ProcessExitedException
+from torch.multiprocessing.spawn import ProcessExitedException
 
 from tests.harness.teams import run_team, train_trial, train_until_killed, trial_context
 from trainer.checkpoint import CheckpointStore
@@ -66,7 +66,9 @@ def alone(tmp_path_factory: pytest.TempPathFactory, datasets_dir: Path) -> tuple
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory: pytest.TempPathFactory, datasets_dir: Path) -> tuple[list[float], dict[str, torch.Tensor]]:
+def unbroken(
+    tmp_path_factory: pytest.TempPathFactory, datasets_dir: Path
+) -> tuple[list[float], dict[str, torch.Tensor]]:
     return run(tmp_path_factory.mktemp("unbroken"), datasets_dir, workers=1, precision="float32")
 
 

@@ -8,9 +8,11 @@ import pytest
 
 from trainer import metric_names
 from trainer.spec import spec_problems
+from tune_spaces.catalogue import describe_study
 from tune_spaces.overrides import spec_paths
 from tune_spaces.plan import plan_sweep
-from tune_spaces.spec import SweepSpec, sweep_problems
+from tune_spaces.problems import sweep_problems
+from tune_spaces.spec import SweepSpec
 from tune_spaces.studies import SIZES, Study, get_study, list_studies
 
 STUDIES = [pytest.param(study, id=study.name) for study in list_studies()]
@@ -93,7 +95,7 @@ def test_what_is_only_a_picture_has_no_numbers(name: str) -> None:
 
 @pytest.mark.parametrize("study", STUDIES)
 def test_the_document_is_json_with_the_trials_of_each_size(study: Study) -> None:
-    document = json.loads(json.dumps(study.document()))
+    document = json.loads(json.dumps(describe_study(study)))
     assert document["name"] == study.name
     assert document["description"]
     assert all(document["sizes"][size]["trials"] >= 1 for size in SIZES)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from tune_spaces.plan import plan_sweep
-from tune_spaces.spec import SweepSpec, sweep_problems
+from tune_spaces.problems import sweep_problems
+from tune_spaces.spec import SweepSpec
 
 BASE: dict[str, Any] = {"data": {"dataset": "digits"}, "batch_size": 64, "epochs": 4}
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from tune_spaces.spec import SweepSpec, sweep_problems
+from tune_spaces.problems import sweep_problems
+from tune_spaces.spec import SweepSpec
 from tune_spaces.studies import list_studies
 
 BASE: dict[str, Any] = {"data": {"dataset": "digits"}, "batch_size": 64, "epochs": 4}
