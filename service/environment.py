@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Environment", "environment_problems"]
 
-MAX_COUNTED_IMAGES = 20_000  # up to here a data set is decoded to count its split exactly; a second or two, once
+MAX_COUNTED_BYTES = 64 * 2**20  # decoded: up to here a data set is decoded to count its split exactly, once
 
 
 @dataclass(frozen=True)
@@ -41,22 +41,22 @@ class Environment:
     def num_images(self, spec: PretrainSpec) -> int:
         """Return how many images an epoch draws from: training less validation.
 
-        Exact where the data set is small; of a larger one the expected number, right to within
+        Exact where the data set is small at this image size; of a larger one the expected number, right to within
         the rounding of its classes.
 
         Raises:
             DataError: If the data set is unknown or its images cannot be read.
         """
-        num_train = self.dataset(spec.data.dataset).num_train
+        num_train, image_size = self.dataset(spec.data.dataset).num_train, spec.data.image_size
         expected = num_train - round(num_train * spec.data.validation_ratio)
-        if num_train > MAX_COUNTED_IMAGES:
+        if num_train * image_size**2 * 3 > MAX_COUNTED_BYTES:
             return expected
         from trainer.data.prepare import prepare
 
         try:
             dataset = prepare(
                 spec.data.dataset,
-                image_size=spec.data.image_size,
+                image_size=image_size,
                 cache_dir=self.settings.cache_dir,
                 datasets_dir=self.settings.datasets,
                 validation_ratio=spec.data.validation_ratio,

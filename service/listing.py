@@ -40,7 +40,7 @@ Item = TypeVar("Item")
 
 PageSize = Annotated[int, Query(ge=1, le=1000)]
 PageToken = Annotated[str, Query(max_length=2048, description="`next_page_token` of the page before")]
-_LabelFilter = Annotated[str, Field(max_length=512, pattern=NO_NUL)]
+_LabelFilter = Annotated[str, Field(max_length=512, pattern=r"^[^:\x00]+:[^\x00]*$")]
 OrderBy = Literal["created_at", "-created_at", "name", "-name", "priority", "-priority"]
 
 
@@ -75,10 +75,10 @@ ExperimentFilter = Annotated[_Filter, Depends()]
 def _labels(given: list[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for text in given:
-        key, colon, value = text.partition(":")
-        if not colon or not key or found.get(key, value) != value:
-            detail = f"label = {text[:64]!r}: write key:value, each key once"
-            refuse([FieldProblem(pointer="/query/label", code="label_malformed", detail=detail, allowed="key:value")])
+        key, _, value = text.partition(":")
+        if found.get(key, value) != value:
+            detail = f"label: {key[:64]!r} cannot have two values at once; ask for one"
+            refuse([FieldProblem(pointer="/query/label", code="label_contradicts", detail=detail)])
         found[key] = value
     return found
 

@@ -75,7 +75,7 @@ def _document(app: FastAPI) -> dict[str, Any]:
         [(model, "validation") for model in _BODIES], ref_template="#/components/schemas/{model}"
     )
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
-    schemas |= {"Problem": _PROBLEM, **definitions["$defs"]}
+    schemas |= {"Problem": _PROBLEM, **{name: _with_tag(schema) for name, schema in definitions["$defs"].items()}}
     for unused in ("HTTPValidationError", "ValidationError"):
         schemas.pop(unused, None)
     document["components"]["securitySchemes"] = {
@@ -86,3 +86,9 @@ def _document(app: FastAPI) -> dict[str, Any]:
         is_public = operation.get(PERMISSION) == PUBLIC
         operation["security"] = [] if is_public else [{"bearer": []}, {"cookie": []}]
     return document
+
+
+def _with_tag(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema with the constant by which its union tells it apart required, default or not."""
+    tags = [name for name, field in schema.get("properties", {}).items() if "const" in field]
+    return schema | ({"required": sorted({*schema.get("required", []), *tags})} if tags else {})

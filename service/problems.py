@@ -15,6 +15,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from service import errors
 from service.schemas import FieldProblem
@@ -97,7 +98,7 @@ def install_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def framework(request: Request, error: HTTPException) -> JSONResponse:
-        return problem_response(_of_framework_error(error), instance=request.url.path)
+        return problem_response(_of_framework_error(error, request), instance=request.url.path)
 
     @app.exception_handler(RequestValidationError)
     async def parameters(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -111,10 +112,18 @@ def _of_service_error(error: errors.ServiceError) -> Problem:
     return Problem(status, error.code, detail)
 
 
-def _of_framework_error(error: HTTPException) -> Problem:
+def _of_framework_error(error: HTTPException, request: Request) -> Problem:
     codes = {404: "route_not_found", 405: "method_not_allowed"}
     code = codes.get(error.status_code, HTTPStatus(error.status_code).phrase.lower().replace(" ", "_"))
-    return Problem(error.status_code, code, str(error.detail), headers=error.headers)
+    headers = error.headers
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:  # the framework names the methods of one route alone
+        headers = {"Allow": ", ".join(sorted(_methods_at(request)))}
+    return Problem(error.status_code, code, str(error.detail), headers=headers)
+
+
+def _methods_at(request: Request) -> set[str]:
+    at_path = (route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE)
+    return {method for route in at_path for method in getattr(route, "methods", None) or ()}
 
 
 def _of_parameter_errors(error: RequestValidationError) -> Problem:

@@ -1,0 +1,129 @@
+"""MLflow may be slow, absent or lying dead on the line: a run neither waits for it nor loses a point."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from trainer.context import TrialContext
+from trainer.errors import StorageUnavailable, Superseded
+from trainer.fence import take_fence
+from trainer.outbox import Outbox
+from trainer.storage import Storage, open_storage
+from trainer.tracking import RunDescription, TrialRecorder, flatten
+
+
+@pytest.fixture
+def black_hole() -> Iterator[str]:
+    """Accept connections and never say a word."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def recorder(folder: Path, mlflow_uri: str | None, storage: Storage | None = None) -> TrialRecorder:
+    storage = storage or open_storage(str(folder))
+    context = TrialContext(
+        experiment_id="exp_1",
+        experiment_name="n",
+        trial_id="t0000",
+        attempt=1,
+        storage=str(folder),
+        mlflow_uri=mlflow_uri,
+        cache_dir="c",
+    )
+    outbox = Outbox(storage, context.key("metrics/"), take_fence(storage, context))
+    description = RunDescription(name="n", params={}, tags={})
+    return TrialRecorder(storage=storage, context=context, outbox=outbox, description=description)
+
+
+def kept_steps(folder: Path) -> list[int]:
+    storage = open_storage(str(folder))
+    return [
+        point[1]
+        for key in storage.list("experiments/exp_1/trials/t0000/metrics/entry-")
+        for point in json.loads(storage.read(key)).get("points", ())
+    ]
+
+
+def test_a_black_hole_costs_no_step_anything_and_every_point_is_kept(
+    tmp_path: Path, black_hole: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    pen = recorder(tmp_path, black_hole)
+    pen.start()
+    for step in range(1, 101):
+        pen.metrics(step, {"loss": 1.0 / step})
+    pen.artifact("encoder/encoder.json", b"{}")
+    assert pen.close(drain_s=0.1) is False
+    assert kept_steps(tmp_path) == list(range(1, 101))
+    again = recorder(tmp_path, None)
+    again.start()
+    again.metrics(100, {"loss": 7.0})  # computed again after a crash: the first value stands
+    again.metrics(101, {"loss": 0.5})
+    assert again.close(drain_s=0) is True
+    assert kept_steps(tmp_path) == list(range(1, 102))
+
+
+def test_series_are_those_since_the_first_start(tmp_path: Path) -> None:
+    pen = recorder(tmp_path, None)
+    pen.metrics(1, {"loss": 3.0, "lr": 0.1})
+    pen.metrics(2, {"loss": 2.0})
+    assert pen.series("loss", "knn_accuracy") == {"loss": [(1, 3.0), (2, 2.0)], "knn_accuracy": []}
+
+
+def test_a_superseded_start_is_told_when_it_records(tmp_path: Path) -> None:
+    old = recorder(tmp_path, None)
+    old.metrics(1, {"loss": 1.0})
+    recorder(tmp_path, None)
+    with pytest.raises(Superseded):
+        old.persist()
+
+
+class FullDisk:
+    """Storage that has room for the fence and for nothing else."""
+
+    def __init__(self, folder: Path) -> None:
+        self._inner = open_storage(str(folder))
+
+    def read(self, key: str) -> bytes:
+        return self._inner.read(key)
+
+    def write(self, key: str, data: bytes) -> None:
+        raise OSError(28, f"No space left on device for {len(data)} bytes of {key}")
+
+    def create(self, key: str, data: bytes) -> bool:
+        if "fence" not in key:
+            raise OSError(28, "No space left on device")
+        return self._inner.create(key, data)
+
+    def list(self, prefix: str) -> list[str]:
+        return self._inner.list(prefix)
+
+    def delete(self, key: str) -> None:
+        self._inner.delete(key)
+
+
+def test_storage_that_stays_full_ends_the_run_after_a_bounded_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.tracking.DURABLE_EVERY_S", 0.001)
+    pen = recorder(tmp_path, None, FullDisk(tmp_path))
+    pen.metrics(1, {"loss": 1.0})
+    pen.start()
+    pen._writer.join(timeout=30)
+    with pytest.raises(StorageUnavailable, match="No space left"):
+        pen.metrics(2, {"loss": 1.0})
+
+
+def test_params_are_flat_with_dotted_paths() -> None:
+    assert flatten({"a": {"b": 1, "c": [1, 2]}, "d": None, "e": "x"}) == {
+        "a.b": "1",
+        "a.c": "[1, 2]",
+        "d": "null",
+        "e": "x",
+    }

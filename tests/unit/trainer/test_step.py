@@ -1,0 +1,105 @@
+"""Ways to fit a batch in less memory compute the same gradient; what is not finite is named."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from trainer.encoder import checkpoint_blocks
+from trainer.errors import NonFiniteLoss
+from trainer.learner import SupervisedLearner, build_learner
+from trainer.loop import _non_finite
+from trainer.optim import build_optimizer
+from trainer.precision import resolve_precision
+from trainer.spec import PretrainSpec
+from trainer.step import Stepper, gradient_of
+from trainer.team import Team, usable_workers
+
+WITHOUT_BATCH_NORM = {
+    "encoder": {"name": "resnet8", "norm": "group"},
+    "projection_head": {"dim": 8, "batch_norm": False},
+}
+WITH_BATCH_NORM = {"encoder": {"name": "resnet8"}, "projection_head": {"dim": 8}}
+
+
+def one_step(
+    parts: dict[str, Any], *, micro_batch: int | None = None, is_checkpointed: bool = False, **changes: Any
+) -> tuple[dict[str, float], list[torch.Tensor], dict[str, torch.Tensor]]:
+    spec = PretrainSpec.model_validate(
+        {"data": {"dataset": "digits"}, "precision": "float64", "optim": {"kind": "sgd"}, **parts, **changes}
+    )
+    learner = build_learner(spec, num_classes=3, group=None).double()
+    if is_checkpointed:
+        checkpoint_blocks(learner.encoder)
+    stepper = Stepper(
+        learner,
+        build_optimizer(spec.optim, learner),
+        team=Team(),
+        precision=resolve_precision("float64", torch.device("cpu")),
+        micro_batch=micro_batch,
+    )
+    views = torch.rand(16, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    labels = torch.arange(8) % 3
+    outcome = stepper(views, labels, learning_rate=0.1, wishes_stop=False)
+    return outcome.metrics(), [gradient_of(p) for p in learner.parameters()], learner.state_dict()
+
+
+def relative_difference(first: list[torch.Tensor], second: list[torch.Tensor]) -> float:
+    a, b = (torch.cat([tensor.flatten() for tensor in tensors]) for tensors in (first, second))
+    return float((a - b).norm() / a.norm())
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2, 4])
+def test_micro_batches_keep_all_negatives_and_the_gradient(micro_batch: int) -> None:
+    whole, whole_gradient, _ = one_step(WITHOUT_BATCH_NORM)
+    parts, parts_gradient, _ = one_step(WITHOUT_BATCH_NORM, micro_batch=micro_batch)
+    assert parts == pytest.approx(whole, rel=1e-12)
+    assert relative_difference(whole_gradient, parts_gradient) <= 1e-12
+
+
+@pytest.mark.slow  # its first call imports torch's compiler
+def test_activation_checkpointing_is_exact_with_batch_norm() -> None:
+    whole, whole_gradient, whole_state = one_step(WITH_BATCH_NORM)
+    again, again_gradient, again_state = one_step(WITH_BATCH_NORM, is_checkpointed=True)
+    assert again == pytest.approx(whole, rel=1e-12)
+    assert relative_difference(whole_gradient, again_gradient) <= 1e-12
+    for name, value in whole_state.items():
+        torch.testing.assert_close(again_state[name], value, rtol=1e-12, atol=1e-12)  # running statistics moved once
+
+
+def test_the_supervised_baseline_learns_from_labels_and_needs_them() -> None:
+    metrics, gradient, _ = one_step(WITH_BATCH_NORM, method="supervised")
+    assert set(metrics) == {"loss"}
+    assert all(bool(g.abs().sum() > 0) for g in gradient[-2:])
+    learner = build_learner(
+        PretrainSpec.model_validate({"data": {"dataset": "digits"}, "method": "supervised", **WITH_BATCH_NORM}),
+        num_classes=3,
+        group=None,
+    )
+    assert isinstance(learner, SupervisedLearner)
+    with pytest.raises(ValueError, match="needs labels"):
+        learner.metrics(torch.zeros(4, 3), None)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_is_named_with_step_rank_and_value(value: float) -> None:
+    error = _non_finite(17, torch.tensor(value), Team())
+    assert isinstance(error, NonFiniteLoss)
+    assert error.context == {"step": 17, "rank": 0, "value": str(value)}
+    assert "step 17 on rank 0" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("batch", "available", "used"), [(48, 4, 4), (48, 5, 4), (7, 6, 1), (256, 64, 64), (6, 100, 6)]
+)
+def test_a_team_is_the_most_workers_that_share_the_batch_evenly(batch: int, available: int, used: int) -> None:
+    assert usable_workers(batch, available) == used
+
+
+def test_shares_cover_everything_once() -> None:
+    for total in (0, 1, 7, 16):
+        for world_size in (1, 2, 3, 5):
+            shares = [Team(rank=rank, world_size=world_size).share(total) for rank in range(world_size)]
+            assert [index for share in shares for index in range(total)[share]] == list(range(total))
