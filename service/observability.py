@@ -47,7 +47,8 @@ def configure_logging() -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(logging.INFO)
-    logging.getLogger("alembic").setLevel(logging.WARNING)  # lists its plug-ins at each start
+    for name in ("alembic", "httpx2"):  # one lists its plug-ins at each start, the other each call to Ray and MLflow
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 class RequestMetrics:

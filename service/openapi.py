@@ -84,8 +84,17 @@ def _document(app: FastAPI) -> dict[str, Any]:
     }
     for operation in (operation for path in document["paths"].values() for operation in path.values()):
         is_public = operation.get(PERMISSION) == PUBLIC
+        for parameter in operation.get("parameters", ()):
+            parameter["schema"] = _without_null(parameter["schema"])
         operation["security"] = [] if is_public else [{"bearer": []}, {"cookie": []}]
     return document
+
+
+def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of a parameter without null: what is left out of a request is not null in it."""
+    branches = [branch for branch in schema.get("anyOf", ()) if branch != {"type": "null"}]
+    rest = {name: value for name, value in schema.items() if name != "anyOf"}
+    return branches[0] | rest if len(branches) == 1 else schema
 
 
 def _with_tag(schema: dict[str, Any]) -> dict[str, Any]:

@@ -133,7 +133,7 @@ def _of_parameter_errors(error: RequestValidationError) -> Problem:
             pointer="/" + "/".join(str(part) for part in item["loc"]),
             code=item["type"],
             detail=f"{item['loc'][-1]}: {item['msg']}",
-            allowed=(item.get("ctx") or {}).get("expected"),
+            allowed=next(iter((item.get("ctx") or {}).values()), None),
         )
         for item in error.errors()
     ]

@@ -182,6 +182,7 @@ class Stack:
         log = self._directory.logs_dir / f"{component.name}.log"
         self._report(component.title, f"{what}; starting it again in {delay_s:g} s (output: {log})")
         end_parts(self._directory, {component.name: part.process}, hurried=self._hurried, most_grace_s=_RESTART_GRACE_S)
+        part.reap()
 
     def stop(self) -> None:
         """End every part and forget them: the service first, so that it never sees the others go."""

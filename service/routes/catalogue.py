@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import asdict
+from functools import cache
 
 from service.auth import needs
 from service.deps import ServicesDep, api_router
@@ -68,7 +69,8 @@ async def studies(
 ) -> Items[StudyView]:
     """Return every study: a named sweep that answers one question of the paper."""
     key = services.paging_key
-    items, token = page_of_sequence(_studies(), name="studies", page_size=page_size, page_token=page_token, key=key)
+    found = await asyncio.to_thread(_studies)
+    items, token = page_of_sequence(found, name="studies", page_size=page_size, page_token=page_token, key=key)
     return Items(items=items, next_page_token=token)
 
 
@@ -81,11 +83,12 @@ async def studies(
 )
 async def study(name: str) -> StudyView:
     """Return one study with what it sweeps at each size."""
-    for found in _studies():
+    for found in await asyncio.to_thread(_studies):
         if found.name == name:
             return found
     raise Problem(404, "study_not_found", f"there is no study {name[:64]!r}; see /studies")
 
 
-def _studies() -> list[StudyView]:
-    return [StudyView.model_validate(describe_study(study)) for study in list_studies()]
+@cache  # they come with the code; planning every size of every study takes a moment
+def _studies() -> tuple[StudyView, ...]:
+    return tuple(StudyView.model_validate(describe_study(study)) for study in list_studies())

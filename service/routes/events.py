@@ -30,7 +30,7 @@ EVENTS_AT_ONCE = 1000
 def _last_event_id(
     last_event_id: Annotated[
         str | None,
-        Header(description="resume behind the event of this id", json_schema_extra={"pattern": "^[0-9]{1,19}$"}),
+        Header(description="resume behind the event of this id", json_schema_extra={"pattern": "^[0-9]{0,19}$"}),
     ] = None,
 ) -> int:
     if not last_event_id:

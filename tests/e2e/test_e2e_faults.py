@@ -21,8 +21,9 @@ EPOCHS = LONG["epochs"]
 
 
 @pytest.fixture
-def client(stack: RunningStack) -> Client:
-    return Client(stack.url, retry_for_s=60)
+def client(stack: RunningStack) -> Iterator[Client]:
+    with Client(stack.url, retry_for_s=60) as client:
+        yield client
 
 
 @pytest.fixture
@@ -81,11 +82,11 @@ def test_mlflow_is_frozen_for_a_while(stack: RunningStack, client: Client, runni
 
 
 def is_refused_for_now(client: Client, experiment_id: str) -> bool:
-    impatient = Client(client.url, retry_for_s=0)
-    try:
-        impatient.metrics(experiment_id, keys=["loss"])
-    except ClientError as error:
-        return error.status == 503
+    with Client(client.url, retry_for_s=0) as impatient:
+        try:
+            impatient.metrics(experiment_id, keys=["loss"])
+        except ClientError as error:
+            return error.status == 503
     return False
 
 

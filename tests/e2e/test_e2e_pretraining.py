@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,9 @@ FLOAT64: dict[str, Any] = SHORT | {
 
 
 @pytest.fixture(scope="module")
-def client(stack: RunningStack) -> Client:
-    return Client(stack.url)
+def client(stack: RunningStack) -> Iterator[Client]:
+    with Client(stack.url) as client:
+        yield client
 
 
 @pytest.fixture(scope="module")
@@ -88,16 +90,20 @@ def test_metrics_are_where_the_contract_says(client: Client, by_workers: dict[in
     assert [point["step"] for point in series["knn_accuracy"]] == [8, 16, 20]
     (trial,) = client.trials(by_workers[2]["id"])
     for name in ("raw_pixel_knn_accuracy", "random_encoder_knn_accuracy", "test_knn_accuracy", "test_linear_accuracy"):
-        assert 0 <= trial["metrics"][name] <= 1
+        value = trial["metrics"][name]
+        assert value is not None
+        assert 0 <= value <= 1
 
 
 def test_mlflow_has_one_parent_and_one_trial_run_with_all_that_a_run_leaves(
     stack: RunningStack, by_workers: dict[int, Experiment]
 ) -> None:
     mlflow = MlflowClient(stack.mlflow_uri)
+    kept = mlflow.get_experiment_by_name("simclr")
+    assert kept is not None
     for workers, experiment in by_workers.items():
         runs = mlflow.search_runs(
-            [str(mlflow.get_experiment_by_name("simclr").experiment_id)],
+            [str(kept.experiment_id)],
             filter_string=f"tags.`simclr.experiment_id` = '{experiment['id']}'",
         )
         assert sorted(run.data.tags["simclr.role"] for run in runs) == ["parent", "trial"]
@@ -107,6 +113,7 @@ def test_mlflow_has_one_parent_and_one_trial_run_with_all_that_a_run_leaves(
         assert trial.data.tags["mlflow.parentRunId"] == parent.info.run_id
         assert trial.data.tags["simclr.num_workers"] == str(workers)
         assert trial.data.params["loss.temperature"] == "0.5"
+        assert trial.inputs is not None
         assert trial.inputs.dataset_inputs[0].dataset.name == "shapes"
         artifacts = {
             item.path for folder in ("encoder", "pictures") for item in mlflow.list_artifacts(trial.info.run_id, folder)

@@ -122,6 +122,14 @@ class HttpApp:
 @asynccontextmanager
 async def http_app(folder: Path, *, database: Path, **settings: Any) -> AsyncIterator[HttpApp]:
     """Run the app in `folder` on a copy of the migrated `database`."""
+    running = offline_app(folder, database=database, **settings)
+    async with running.http:
+        yield running
+    await running.store.close()
+
+
+def offline_app(folder: Path, *, database: Path, **settings: Any) -> HttpApp:
+    """Return the app in `folder` on a copy of the migrated `database`, with a client that is not open yet."""
     shutil.copy(database, folder / "simclr.db")
     cache = database.parent / "cache"  # data sets are decoded once for all tests
     cache.mkdir(exist_ok=True)
@@ -131,10 +139,8 @@ async def http_app(folder: Path, *, database: Path, **settings: Any) -> AsyncIte
     cluster = FakeCluster(clock=Clock(), blobs=blobs, tracking=tracking)
     values = Settings(home=folder, **settings)
     app = create_app(settings=values, store=store, cluster=cluster, tracking=tracking, blobs=blobs)
-    transport = httpx2.ASGITransport(app)
-    async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000") as http:
-        yield HttpApp(app, http, store, cluster, tracking, blobs)
-    await store.close()
+    http = httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://127.0.0.1:8000")
+    return HttpApp(app, http, store, cluster, tracking, blobs)
 
 
 def pointers(answer: httpx2.Response) -> list[str]:

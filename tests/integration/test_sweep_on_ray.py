@@ -126,7 +126,7 @@ def test_a_grid_runs_to_its_best_encoder_and_its_report(start_sweep: Callable[..
 def test_asha_stops_trials_early_and_they_end_cleanly(start_sweep: Callable[..., SweepJob]) -> None:
     sweep = start_sweep(
         base={**BASE, "epochs": 3},
-        space={"optim.base_lr": {"choice": [0.3, 0.001, 0.0001, 0.00001]}},
+        space={"optim.base_lr": {"choice": [0.00001, 0.001, 0.1, 3.0]}},
         scheduler="asha",
         max_concurrent_trials=1,
     )

@@ -84,6 +84,19 @@ async def test_the_token_is_sent_and_never_told() -> None:
     assert "hunter2" not in str(caught.value)
 
 
+async def test_a_wrong_token_is_no_readiness_though_the_health_check_is_open_to_all() -> None:
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        is_right = request.headers.get("authorization") == "Bearer right"
+        if request.url.path == "/api/gcs_healthz":
+            return httpx2.Response(200, text="success")
+        return httpx2.Response(404 if is_right else 403, text="no such job")
+
+    await ray(answer, token=SecretStr("right")).ping()
+    for token in (SecretStr("wrong"), None):
+        with pytest.raises(ClusterUnavailable, match="refuses the service's token"):
+            await ray(answer, token=token).ping()
+
+
 async def test_capacity_is_the_sum_of_living_nodes_less_what_is_used() -> None:
     def answer(request: httpx2.Request) -> httpx2.Response:
         if request.url.path == "/api/v0/nodes":

@@ -117,6 +117,12 @@ async def test_userinfo_becomes_basic_auth_and_is_told_nowhere() -> None:
     assert "hunter2" not in str(tracking.run_url("exp_1", "r1"))
 
 
+async def test_a_wrong_password_is_no_readiness_and_an_empty_server_is() -> None:
+    await mlflow(Server(**{"get-by-name": httpx2.Response(404, json={})})).ping()
+    with pytest.raises(TrackingUnavailable, match="401"):
+        await mlflow(Server(**{"get-by-name": httpx2.Response(401, text="who?")})).ping()
+
+
 async def test_a_read_is_tried_twice_after_a_cut_connection_and_once_after_a_timeout() -> None:
     for error, num_calls in ((httpx2.ReadError("cut"), 2), (httpx2.ReadTimeout("late"), 1)):
         server = Server(**{"get-by-name": error})
