@@ -90,5 +90,6 @@ def _announce(settings: Settings, *, as_json: bool) -> None:
         from service.public_address import without_userinfo
 
         mlflow = without_userinfo(settings.mlflow_uri) if settings.mlflow_uri else None
-        addresses = {"url": settings.base_url, "ray": settings.ray_address, "mlflow": mlflow}
+        ray = without_userinfo(settings.ray_address) if settings.ray_address else None
+        addresses = {"url": settings.base_url, "ray": ray, "mlflow": mlflow}
         print_json({"event": "ready", "home": str(settings.home_dir), **addresses})

@@ -21,6 +21,7 @@ from service.embedded.mlflow_server import PREFERRED_PORT, MlflowServer
 from service.embedded.ray_head import PREFERRED_DASHBOARD_PORT, RayHead
 from service.embedded.stack import PARTS, Report, Stack, end_parts
 from service.embedded.state_directory import StackLocked, StateDirectory
+from service.public_address import without_userinfo
 from service.settings import Settings
 
 __all__ = ["Interruption", "RunningStack", "running_stack", "serve", "stop"]
@@ -148,8 +149,8 @@ def _port_of(url: str | None) -> int | None:
 def _report_addresses(settings: Settings, report: Report) -> None:
     report("Pages", f"{settings.base_url}/ui")
     report("API", f"{settings.base_url}/docs")
-    report("Ray", f"dashboard {settings.ray_address}")
-    report("MLflow", f"{settings.mlflow_uri}")
+    report("Ray", f"dashboard {without_userinfo(settings.ray_address or '')}")
+    report("MLflow", without_userinfo(settings.mlflow_uri or ""))
 
 
 def serve(settings: Settings, *, report: Report, on_ready: Callable[[Settings], None]) -> None:

@@ -22,10 +22,15 @@ PAGE_POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
-_MEDIA_TYPES: Final = {".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8"}
+_MEDIA_TYPES: Final = {
+    ".js": "text/javascript; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
 _PAGE: Final = """<!doctype html>
 <html lang="en">
-<head><meta charset="utf-8"><title>SimCLR service</title><link rel="stylesheet" href="/static/swagger-ui.css"></head>
+<head><meta charset="utf-8"><title>SimCLR service</title>
+<link rel="icon" href="/static/icon.svg"><link rel="stylesheet" href="/static/swagger-ui.css"></head>
 <body><div id="swagger-ui"></div>
 <script src="/static/swagger-ui-bundle.js"></script><script src="/static/docs.js"></script></body>
 </html>

@@ -15,6 +15,10 @@ from tests.harness.experiments import SHORT, finish, submit
 
 pytestmark = [pytest.mark.browser, pytest.mark.ray]
 
+IS_DRAWN = """() => {
+    const canvas = document.querySelector(".curve canvas");
+    return canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data.some((value) => value > 0);
+}"""
 NAME = "<script>alert(1)</script> & co"
 
 
@@ -40,7 +44,7 @@ def page() -> Iterator[Page]:
         opened.on("dialog", lambda dialog: complaints.append(f"dialog: {dialog.message}"))
         yield opened
         if folder := os.environ.get("SCREENSHOTS"):
-            opened.screenshot(path=Path(folder) / f"{opened.title()[:20].strip('<> ') or 'page'}.png", full_page=True)
+            opened.screenshot(path=Path(folder) / f"{len(opened.content())}.png", full_page=True)
         browser.close()
         assert complaints == []
 
@@ -50,7 +54,7 @@ def test_the_list_leads_to_an_experiment_with_its_curves(stack: RunningStack, pa
     page.get_by_role("link", name=NAME).first.click()
     expect(page.locator("#state")).to_have_text("succeeded")
     expect(page.get_by_role("heading", name=NAME)).to_be_visible()
-    expect(page.locator(".curve canvas").first).to_be_visible()
+    page.wait_for_function(IS_DRAWN)
     expect(page.get_by_role("cell", name="t0000")).to_be_visible()
     assert finished["id"] in page.url
 

@@ -28,5 +28,7 @@ def test_gradient_parity_in_float64(workers: int, changes: dict[str, Any]) -> No
 
 
 def test_gradient_parity_in_float32() -> None:
-    spec = PretrainSpec.model_validate(BASE | {"encoder": {"name": "resnet8"}, "precision": "float32"})
+    # Not channels_last: there torch's own one-process batch norm sums naively on one thread and is off by 1e-4.
+    changes = {"encoder": {"name": "resnet8"}, "precision": "float32", "channels_last": False}
+    spec = PretrainSpec.model_validate(BASE | changes)
     assert gradient_error(spec, workers=2) <= 1e-5
