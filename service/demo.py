@@ -35,7 +35,7 @@ DEMO: Final[dict[str, Any]] = {
         "loss": {"temperature": 0.2},
         "optim": {"kind": "adamw", "base_lr": 0.002, "lr_scaling": "none"},
         "batch_size": 128,
-        "epochs": 50,
+        "epochs": 70,
         "evaluation": {"knn_every_epochs": 10, "linear_probe": True},
         "scaling": {"num_workers": 2, "cpus_per_worker": 1},
     },
