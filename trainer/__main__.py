@@ -10,10 +10,8 @@ from trainer.context import PRETRAIN_TRIAL_ID, JobDocument, TrialContext
 from trainer.errors import Stopped
 from trainer.job import JobEnd, run_job
 from trainer.launch import TrialResult, run_trial
-from trainer.parent_run import ParentRun
 from trainer.spec import PretrainSpec
 from trainer.storage import Storage
-from trainer.tracking import RunDescription, flatten
 from trainer.trial_table import TrialRow, TrialRowState, write_trial_table
 
 
@@ -27,27 +25,18 @@ def main(arguments: list[str]) -> int:
 def pretrain(document: JobDocument, storage: Storage) -> JobEnd:
     """Train the one trial of a pretraining through Ray Train."""
     spec = PretrainSpec.model_validate(document.spec)
-    context = document.trial_context(PRETRAIN_TRIAL_ID)
-    with ParentRun(document.mlflow_uri, document.experiment_id, _describe(document, spec)):
-        _tabulate(storage, context, "running")
-        try:
-            result = run_trial(spec, context)
-        except Stopped as stop:
-            _tabulate(storage, context, "cancelled" if stop.context.get("kind") == "cancel" else "pending")
-            raise
-        except Exception:
-            _tabulate(storage, context, "failed")
-            raise
-        _tabulate(storage, context, "succeeded", result)
+    context = document.trial_context(PRETRAIN_TRIAL_ID, is_only_trial=True)
+    _tabulate(storage, context, "running")
+    try:
+        result = run_trial(spec, context)
+    except Stopped as stop:
+        _tabulate(storage, context, "cancelled" if stop.context.get("kind") == "cancel" else "pending")
+        raise
+    except Exception:
+        _tabulate(storage, context, "failed")
+        raise
+    _tabulate(storage, context, "succeeded", result)
     return JobEnd(state="succeeded", best=_best(result))
-
-
-def _describe(document: JobDocument, spec: PretrainSpec) -> RunDescription:
-    return RunDescription(
-        name=document.name,
-        params=flatten(spec.resolved()),
-        tags={"simclr.kind": document.kind, "simclr.spec_digest": spec.digest()},
-    )
 
 
 def _best(result: TrialResult) -> dict[str, object] | None:

@@ -52,7 +52,7 @@ class JobDocument(BaseModel):
         """Return the document that `encode` wrote."""
         return cls.model_validate_json(zlib.decompress(base64.urlsafe_b64decode(word)))
 
-    def trial_context(self, trial_id: str) -> TrialContext:
+    def trial_context(self, trial_id: str, *, is_only_trial: bool = False) -> TrialContext:
         """Return the context of one trial of this job."""
         return TrialContext(
             experiment_id=self.experiment_id,
@@ -64,6 +64,7 @@ class JobDocument(BaseModel):
             datasets_dir=self.datasets_dir,
             cache_dir=self.cache_dir,
             parent=self.parent,
+            is_only_trial=is_only_trial,
         )
 
 
@@ -81,6 +82,7 @@ class TrialContext(BaseModel):
     datasets_dir: str | None = None
     cache_dir: str
     parent: ParentTrial | None = None
+    is_only_trial: bool = False  # of its experiment: then it sees to the parent run itself
 
     def key(self, name: str) -> str:
         """Return the storage key of something this trial owns."""

@@ -22,6 +22,7 @@ def describe_run(
         name=f"{context.experiment_name}/{context.trial_id}",
         params=flatten(spec.resolved()),
         tags={
+            "simclr.kind": "pretrain" if context.is_only_trial else "sweep",
             "simclr.attempt": str(context.attempt),
             "simclr.spec_digest": spec.digest(),
             "simclr.seed": str(spec.seed),

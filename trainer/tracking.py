@@ -63,6 +63,10 @@ class RunDescription:
         self.tags = dict(tags)
         self.dataset = dict(dataset) if dataset else None
 
+    def of_parent(self) -> RunDescription:
+        """Return what the parent run of an only trial says: the same, but for the trial's part of the name."""
+        return RunDescription(name=self.name.rpartition("/")[0], params=self.params, tags=self.tags)
+
 
 class MlflowRuns:
     """Runs of one experiment, found by tag or created. Raises what the MLflow client raises."""
@@ -92,7 +96,7 @@ class MlflowRuns:
         return self._find(f"tags.`{TAG_ROLE}` = 'parent'")
 
     def ensure_parent(self, description: RunDescription) -> str:
-        """Return the experiment's parent run. Only the job's driver creates it."""
+        """Return the experiment's parent run. One process creates it: the driver, or an only trial's rank 0."""
         return self.find_parent() or self._create(description, {TAG_ROLE: "parent"}, self.find_parent)
 
     def ensure_trial(self, trial_id: str, parent_run_id: str, description: RunDescription) -> str:
@@ -173,8 +177,9 @@ class TrialRecorder:
     def start(self) -> None:
         """Start both threads; what an earlier start left unsent goes first."""
         self._writer.start()
+        if self._outbox.last_number > self._outbox.sent:
+            self._has_entries.set()  # else the first step comes first: importing MLflow takes a core for seconds
         if self._context.mlflow_uri is not None:
-            self._has_entries.set()
             self._sender.start()
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
@@ -271,7 +276,9 @@ class TrialRecorder:
                 return
 
     def _ensure_run(self, runs: MlflowRuns) -> str:
-        parent = runs.find_parent()
+        parent = (
+            runs.ensure_parent(self._description.of_parent()) if self._context.is_only_trial else runs.find_parent()
+        )
         if parent is None:
             raise LookupError("the experiment's parent run is not there yet")
         return runs.ensure_trial(self._context.trial_id, parent, self._description)
