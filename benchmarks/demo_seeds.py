@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--quick", action="store_true", help="two epochs: only shows that it runs")
     options = parser.parse_args()
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
     print("| seed | kNN of h | raw pixels | untrained | linear | verdict | s |\n|---|---|---|---|---|---|---|")
     for seed in options.seeds:
         document = copy.deepcopy(DEMO["spec"]) | {"seed": seed}

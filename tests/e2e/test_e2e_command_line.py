@@ -25,7 +25,7 @@ def simclr(stack: RunningStack, *words: str, status: int = 0) -> Any:
     run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
     assert run.returncode == status, run.stdout + run.stderr
     assert "Traceback" not in run.stderr
-    return json.loads(run.stdout)
+    return json.loads(run.stdout or run.stderr)  # an error is no result: it goes to stderr
 
 
 @pytest.fixture(scope="module")
