@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from service.demo import DEMO
+from service.cli.demo import DEMO
 from trainer import metric_names as names
 from trainer.context import TrialContext
 from trainer.launch import run_trial_in_process

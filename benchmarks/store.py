@@ -21,10 +21,10 @@ from typing import Final
 from sqlalchemy import insert
 
 from service.experiment import State
-from service.identifiers import new_experiment_id
+from service.edge.identifiers import new_experiment_id
 from service.ports import ListQuery, NewExperiment
 from service.store import SqlStore
-from service.tables import experiment_labels, experiments
+from service.store.tables import experiment_labels, experiments
 
 SHORT: Final = 100
 START: Final = datetime(2030, 1, 1, tzinfo=UTC)

@@ -11,11 +11,11 @@ import uvicorn
 from pydantic import ValidationError
 
 from service.app import build
-from service.auth import ensure_guarded
+from service.edge.auth import ensure_guarded
+from service.edge.event_feed import EventFeed
+from service.edge.observability import configure_logging
 from service.embedded.processes import die_with_parent
 from service.errors import ServiceError
-from service.event_feed import EventFeed
-from service.observability import configure_logging
 from service.settings import Settings
 
 __all__ = ["main"]

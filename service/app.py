@@ -12,22 +12,21 @@ from typing import Final
 from fastapi import Depends, FastAPI, Request, Response
 from prometheus_client import CollectorRegistry
 
-from service.auth import LoginRequired, ensure_guarded
 from service.background import keep_running
-from service.deps import Services, guard
-from service.dispatcher import Dispatcher
-from service.dispatcher_metrics import DispatcherMetrics
-from service.edge import Edge
+from service.dispatch.dispatcher import Dispatcher
+from service.dispatch.dispatcher_metrics import DispatcherMetrics
+from service.edge.auth import LoginRequired, ensure_guarded
+from service.edge.deps import Services, guard
+from service.edge.event_feed import EventFeed
+from service.edge.middleware import Edge
+from service.edge.observability import RequestMetrics, StateMetrics
+from service.edge.openapi import install_openapi
+from service.edge.pages import login_page
+from service.edge.problems import install_handlers
+from service.edge.rate_limit import RateLimit
 from service.errors import SettingsError
-from service.event_feed import EventFeed
-from service.lifecycle_verbs import Deletions
-from service.listing import paging_key
-from service.observability import RequestMetrics, StateMetrics
-from service.openapi import install_openapi
-from service.pages import login_page
+from service.intake.lifecycle_verbs import Deletions
 from service.ports import Cluster, Store, Tracking
-from service.problems import install_handlers
-from service.rate_limit import RateLimit
 from service.routes import (
     artifacts,
     catalogue,
@@ -43,6 +42,7 @@ from service.routes import (
 )
 from service.settings import Settings
 from service.speed_history import SpeedHistory
+from service.views.listing import paging_key
 from trainer.storage import Storage, open_storage
 
 __all__ = ["build", "create_app", "describe_app"]
@@ -117,9 +117,8 @@ def build(settings: Settings) -> FastAPI:
         SettingsError: If a setting cannot be used.
         StoreUnavailable: If the database cannot be reached.
     """
-    from service import migrations
     from service.cluster import RayJobs
-    from service.store import SqlStore
+    from service.store import SqlStore, migrations
     from service.tracking import MlflowTracking
 
     if settings.ray_address is None or settings.mlflow_uri is None:

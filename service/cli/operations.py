@@ -50,8 +50,8 @@ def create_token(
 def upgrade_database(*, as_json: AsJson = False) -> None:
     """Bring the database (SIMCLR_DATABASE_URL) to this version."""
     with outcome(as_json=as_json):
-        from service.migrations import current, upgrade
         from service.settings import Settings
+        from service.store.migrations import current, upgrade
 
         address = Settings().database_address
         upgrade(address)

@@ -31,7 +31,7 @@ def demo(
     as_json: AsJson = False,
 ) -> None:
     """Pretrain a small encoder on the embedded images, and say what it is worth."""
-    from service.demo import print_result, run_demo
+    from service.cli.demo import print_result, run_demo
 
     with outcome(as_json=as_json):
         console = Console(stderr=as_json, highlight=False)

@@ -8,15 +8,15 @@ from typing import Annotated
 from fastapi import Query, Response
 from fastapi.responses import StreamingResponse
 
-from service.artifact_path import checked_artifact_path
-from service.auth import needs
-from service.deps import OwnedExperiment, Services, ServicesDep, api_router
+from service.edge.artifact_path import checked_artifact_path
+from service.edge.auth import needs
+from service.edge.deps import OwnedExperiment, Services, ServicesDep, api_router
+from service.edge.problems import responses
 from service.errors import ArtifactNotFound
 from service.ports import ExperimentRecord, Role
-from service.problems import responses
 from service.routes.trials import trial_of
 from service.schemas import ArtifactView, Items
-from service.trials_view import read_trials
+from service.views.trials_view import read_trials
 
 __all__ = ["router"]
 

@@ -6,13 +6,13 @@ import asyncio
 from dataclasses import asdict
 from functools import cache
 
-from service.auth import needs
-from service.deps import ServicesDep, api_router
-from service.listing import DEFAULT_PAGE_SIZE, PageSize, PageToken, page_of_sequence
+from service.edge.auth import needs
+from service.edge.deps import ServicesDep, api_router
+from service.edge.problems import Problem, responses
 from service.ports import Role
-from service.problems import Problem, responses
 from service.schemas import DatasetView, Items, StudyView
 from service.settings import Settings
+from service.views.listing import DEFAULT_PAGE_SIZE, PageSize, PageToken, page_of_sequence
 from tune_spaces.catalogue import describe_study
 from tune_spaces.studies import list_studies
 

@@ -8,10 +8,10 @@ from typing import Final
 from fastapi import Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 
-from service.auth import needs
-from service.deps import api_router
+from service.edge.auth import needs
+from service.edge.deps import api_router
+from service.edge.problems import Problem
 from service.ports import Role
-from service.problems import Problem
 
 __all__ = ["PAGE_POLICY", "STATIC", "router"]
 

@@ -7,13 +7,13 @@ import hashlib
 
 from fastapi import Response
 
-from service.auth import needs
-from service.deps import CurrentCaller, OwnedExperiment, Services, ServicesDep, api_router
+from service.edge.auth import needs
+from service.edge.deps import CurrentCaller, OwnedExperiment, Services, ServicesDep, api_router
+from service.edge.problems import Problem, responses
 from service.experiment import State
-from service.listing import DEFAULT_PAGE_SIZE, PageSize, PageToken, page_of_states
 from service.ports import ExperimentRecord, Role
-from service.problems import Problem, responses
 from service.schemas import EncoderView, Items
+from service.views.listing import DEFAULT_PAGE_SIZE, PageSize, PageToken, page_of_states
 from trainer.context import PRETRAIN_TRIAL_ID, experiment_key, trial_key
 
 __all__ = ["router"]

@@ -9,15 +9,15 @@ from typing import Annotated
 from fastapi import Depends, Header, Query
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
-from service.auth import needs
-from service.deps import OwnedExperiment, Services, ServicesDep, api_router
+from service.edge.auth import needs
+from service.edge.deps import OwnedExperiment, Services, ServicesDep, api_router
+from service.edge.problems import Problem, responses
 from service.errors import ClusterUnavailable
-from service.event_stream import event_stream
 from service.experiment import submission_id
 from service.ports import Event, ExperimentRecord, Role
-from service.problems import Problem, responses
 from service.schemas import AttemptTimeline, Items, LogView
-from service.timeline import attempt_timelines
+from service.views.event_stream import event_stream
+from service.views.timeline import attempt_timelines
 from trainer.context import experiment_key
 
 __all__ = ["router"]

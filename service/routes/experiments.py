@@ -7,10 +7,14 @@ from typing import Annotated, Any
 from fastapi import Query, Request, Response
 from fastapi.responses import JSONResponse
 
-from service.auth import needs
-from service.creation import create_experiment, judge
-from service.deps import Body, CurrentCaller, IdempotencyKey, OwnedExperiment, Services, ServicesDep, api_router
-from service.descendants import (
+from service.edge.auth import needs
+from service.edge.deps import Body, CurrentCaller, IdempotencyKey, OwnedExperiment, Services, ServicesDep, api_router
+from service.edge.examples import PRETRAIN_EXAMPLE, SWEEP_EXAMPLE
+from service.edge.preconditions import IfMatch, expected_version
+from service.edge.problems import Problem, responses
+from service.experiment import Verb
+from service.intake.creation import create_experiment, judge
+from service.intake.descendants import (
     body_of_clone,
     body_of_continuation,
     parent_of_clone,
@@ -18,14 +22,10 @@ from service.descendants import (
     placed_in_clone,
     placed_in_continuation,
 )
-from service.examples import PRETRAIN_EXAMPLE, SWEEP_EXAMPLE
-from service.experiment import Verb
-from service.experiments_view import etag_of, view_experiment, view_experiments
-from service.lifecycle_verbs import Deletions, obey
-from service.listing import ExperimentFilter, page_of_experiments
+from service.intake.lifecycle_verbs import Deletions, obey
+from service.intake.submission import refuse
+from service.intake.validation import check_fields
 from service.ports import ExperimentRecord, Role
-from service.preconditions import IfMatch, expected_version
-from service.problems import Problem, responses
 from service.schemas import (
     CloneRequest,
     ContinueRequest,
@@ -36,8 +36,8 @@ from service.schemas import (
     SweepSubmission,
     ValidationView,
 )
-from service.submission import refuse
-from service.validation import check_fields
+from service.views.experiments_view import etag_of, view_experiment, view_experiments
+from service.views.listing import ExperimentFilter, page_of_experiments
 
 __all__ = ["router"]
 

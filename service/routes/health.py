@@ -12,11 +12,11 @@ import structlog
 from fastapi import Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from service.auth import PUBLIC, needs
-from service.deps import Services, ServicesDep, api_router
+from service.edge.auth import PUBLIC, needs
+from service.edge.deps import Services, ServicesDep, api_router
+from service.edge.problems import Problem
 from service.errors import StoreUnavailable
 from service.ports import Role
-from service.problems import Problem
 from service.schemas import ComponentStatus, Readiness, VersionView
 
 __all__ = ["router"]

@@ -8,15 +8,15 @@ from typing import Annotated, Final, Literal
 
 from fastapi import Query, Response
 
-from service.auth import needs
-from service.comparison import compare
-from service.deps import CurrentCaller, OwnedExperiment, Services, ServicesDep, api_router, find_owned
-from service.experiments_view import view_experiment
+from service.edge.auth import needs
+from service.edge.deps import CurrentCaller, OwnedExperiment, Services, ServicesDep, api_router, find_owned
+from service.edge.problems import Problem, responses
 from service.ports import ExperimentRecord, Role
-from service.pretrain_report import as_html, as_markdown, pretrain_report
-from service.problems import Problem, responses
 from service.schemas import Comparison, ExperimentView
-from service.trials_view import read_trials
+from service.views.comparison import compare
+from service.views.experiments_view import view_experiment
+from service.views.pretrain_report import as_html, as_markdown, pretrain_report
+from service.views.trials_view import read_trials
 from trainer.context import experiment_key
 
 __all__ = ["router"]

@@ -9,14 +9,14 @@ from typing import Annotated
 from fastapi import Path, Response
 from fastapi.responses import JSONResponse
 
-from service.auth import hash_secret, needs, new_secret
-from service.deps import Body, ServicesDep, api_router
-from service.listing import DEFAULT_PAGE_SIZE, PageSize, PageToken, page_of_sequence
+from service.edge.auth import hash_secret, needs, new_secret
+from service.edge.deps import Body, ServicesDep, api_router
+from service.edge.problems import responses
+from service.intake.submission import refuse
+from service.intake.validation import check_fields
 from service.ports import Role, TokenRecord
-from service.problems import responses
 from service.schemas import NO_NUL, FieldProblem, Items, TokenCreated, TokenRequest, TokenView
-from service.submission import refuse
-from service.validation import check_fields
+from service.views.listing import DEFAULT_PAGE_SIZE, PageSize, PageToken, page_of_sequence
 
 __all__ = ["router"]
 

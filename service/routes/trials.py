@@ -8,15 +8,15 @@ from typing import Annotated
 
 from fastapi import Path, Query
 
-from service.auth import needs
-from service.deps import OwnedExperiment, Services, ServicesDep, api_router
-from service.downsampling import downsample
-from service.listing import DEFAULT_PAGE_SIZE, PageSize, PageToken, page_of_sequence
+from service.edge.auth import needs
+from service.edge.deps import OwnedExperiment, Services, ServicesDep, api_router
+from service.edge.problems import Problem, responses
+from service.intake.submission import refuse
 from service.ports import ExperimentRecord, MetricPoint, Role
-from service.problems import Problem, responses
 from service.schemas import FieldProblem, Items, MetricsView, PointView, TrialView
-from service.submission import refuse
-from service.trials_view import read_trials
+from service.views.downsampling import downsample
+from service.views.listing import DEFAULT_PAGE_SIZE, PageSize, PageToken, page_of_sequence
+from service.views.trials_view import read_trials
 
 __all__ = ["router", "trial_of"]
 

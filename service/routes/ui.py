@@ -8,15 +8,15 @@ from urllib.parse import parse_qs
 from fastapi import Query, Request, Response
 from fastapi.responses import RedirectResponse
 
-from service.auth import COOKIE, PUBLIC, authenticate_secret, needs
-from service.deps import CurrentCaller, OwnedExperiment, ServicesDep, api_router, read_body
+from service.edge.auth import COOKIE, PUBLIC, authenticate_secret, needs
+from service.edge.deps import CurrentCaller, OwnedExperiment, ServicesDep, api_router, read_body
+from service.edge.pages import login_page, page, wants_page
+from service.edge.problems import Problem
 from service.errors import Unavailable
-from service.experiments_view import view_experiment, view_experiments
-from service.listing import page_of_states
-from service.pages import login_page, page, wants_page
 from service.ports import Role
-from service.problems import Problem
-from service.trials_view import read_trials
+from service.views.experiments_view import view_experiment, view_experiments
+from service.views.listing import page_of_states
+from service.views.trials_view import read_trials
 from trainer import metric_names
 
 __all__ = ["router"]

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.errors import ExperimentNotFound
 from service.ports import Event
-from service.tables import event_counter, events
+from service.store.tables import event_counter, events
 
 __all__ = ["append", "read"]
 

@@ -14,7 +14,7 @@ from service.errors import IllegalTransition, StaleState, StaleVersion
 from service.experiment import ACTIVE, TERMINAL, State, can_move
 from service.ports import ExperimentRecord, JsonObject, NewExperiment
 from service.store import events, rows
-from service.tables import experiment_labels, experiments
+from service.store.tables import experiment_labels, experiments
 
 __all__ = ["add", "change", "claim_due", "count_by_state", "move", "remove", "set_condition"]
 

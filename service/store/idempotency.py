@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.errors import IdempotencyConflict
 from service.ports import ExperimentRecord, Idempotency
 from service.store import rows
-from service.tables import idempotency_keys
+from service.store.tables import idempotency_keys
 
 __all__ = ["find", "take"]
 

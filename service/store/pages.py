@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.experiment import State
 from service.ports import ExperimentRecord, ListQuery, Page
 from service.store.rows import read_each
-from service.tables import experiment_labels, experiments
+from service.store.tables import experiment_labels, experiments
 
 __all__ = ["page"]
 

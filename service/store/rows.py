@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.errors import ExperimentNotFound
 from service.experiment import State
 from service.ports import ExperimentRecord
-from service.tables import experiments
+from service.store.tables import experiments
 
 __all__ = ["find", "get", "read_each", "record"]
 

@@ -9,8 +9,6 @@ from typing import Literal, Self
 
 from sqlalchemy import select
 
-from service import migrations
-from service.database import Database
 from service.experiment import State
 from service.ports import (
     Event,
@@ -22,10 +20,11 @@ from service.ports import (
     Page,
     TokenRecord,
 )
-from service.store import events, experiments, pages, rows, tokens
+from service.store import events, experiments, migrations, pages, rows, tokens
+from service.store.database import Database
 from service.store.idempotency import find as find_key
 from service.store.idempotency import take as take_key
-from service.tables import event_counter
+from service.store.tables import event_counter
 
 __all__ = ["SqlStore"]
 

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.errors import TokenNotFound
 from service.ports import Role, TokenRecord
-from service.tables import tokens
+from service.store.tables import tokens
 
 __all__ = ["create", "every", "find", "revoke"]
 

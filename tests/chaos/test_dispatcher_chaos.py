@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from service import migrations
+from service.dispatch.settlement import run_status
 from service.errors import StaleState
 from service.experiment import NON_TERMINAL, TERMINAL, TRANSITIONS, State, Verb, submission_id, verb_target
-from service.settlement import run_status
+from service.store import migrations
 from tests.fakes.cluster import Fate
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.crash import Crash

@@ -20,8 +20,7 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import String, literal, update
 from sqlalchemy.exc import StatementError
 
-from service import migrations
-from service.database import blocking_engine
+from service.edge.identifiers import new_experiment_id
 from service.errors import (
     ExperimentNotFound,
     IdempotencyConflict,
@@ -32,7 +31,6 @@ from service.errors import (
     TokenNotFound,
 )
 from service.experiment import ACTIVE, TERMINAL, State
-from service.identifiers import new_experiment_id
 from service.ports import (
     Event,
     ExperimentRecord,
@@ -43,10 +41,11 @@ from service.ports import (
     Store,
     TokenRecord,
 )
-from service.store import SqlStore
+from service.store import SqlStore, migrations
 from service.store import events as story
+from service.store.database import blocking_engine
 from service.store.experiments import add, claim_due
-from service.tables import experiments, metadata
+from service.store.tables import experiments, metadata
 from tests.conformance.postgres import PostgresServer, fresh_database
 from tests.fakes.clock import Clock
 

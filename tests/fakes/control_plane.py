@@ -7,12 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from service.dispatcher import Dispatcher
+from service.dispatch.dispatcher import Dispatcher
+from service.dispatch.step_report import StepReport
+from service.edge.identifiers import new_experiment_id
 from service.experiment import State
-from service.identifiers import new_experiment_id
 from service.ports import Event, ExperimentRecord, NewExperiment
 from service.settings import Settings
-from service.step_report import StepReport
 from service.store import SqlStore
 from tests.fakes.blobs import LosableStorage
 from tests.fakes.clock import Clock

@@ -17,7 +17,7 @@ import httpx2
 from fastapi import FastAPI
 
 from service.app import create_app
-from service.auth import hash_secret, new_secret
+from service.edge.auth import hash_secret, new_secret
 from service.experiment import State, submission_id
 from service.ports import ExperimentRecord, MetricPoint, Role, TokenRecord
 from service.settings import Settings

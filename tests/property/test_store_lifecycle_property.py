@@ -19,7 +19,6 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
-from service import migrations
 from service.errors import (
     ExperimentNotFound,
     IdempotencyConflict,
@@ -30,7 +29,7 @@ from service.errors import (
 )
 from service.experiment import ACTIVE, TERMINAL, State, can_move
 from service.ports import Idempotency, ListQuery, NewExperiment
-from service.store import SqlStore
+from service.store import SqlStore, migrations
 
 T = TypeVar("T")
 LEASE_S = 10.0

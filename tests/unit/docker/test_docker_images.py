@@ -31,14 +31,14 @@ class Refuse(MetaPathFinder):
 sys.meta_path.insert(0, Refuse())
 
 import service
-SCRIPTS = ("service.cli.__main__", "service.migrations.env")  # run, not imported: both are run below
+SCRIPTS = ("service.cli.__main__", "service.store.migrations.env")  # run, not imported: both are run below
 for module in pkgutil.walk_packages(service.__path__, "service."):
     if module.name not in SCRIPTS:
         importlib.import_module(module.name)
 
 import boto3
 import psycopg
-from service import migrations
+from service.store import migrations
 from service.cli import main
 from tests.harness.http_app import http_app, pretrain_body
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import structlog
 
-from service import migrations
+from service.store import migrations
 from tests.harness.http_app import HttpApp, http_app
 
 

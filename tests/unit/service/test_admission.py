@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.admission import PATIENCE_S, Admission, Limits, admit, least_demand, most_demand
+from service.dispatch.admission import PATIENCE_S, Admission, Limits, admit, least_demand, most_demand
 from service.ports import Capacity, ExperimentRecord
 from tests.fakes.records import NOW, record
 

@@ -12,8 +12,8 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
-from service.database import Database
 from service.errors import SettingsError, StoreUnavailable
+from service.store.database import Database
 
 Use = Callable[[Database], Awaitable[Any]]
 

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from service import migrations
-from service.dispatcher import Dispatcher
-from service.dispatcher_metrics import DispatcherMetrics
+from service.dispatch.dispatcher import Dispatcher
+from service.dispatch.dispatcher_metrics import DispatcherMetrics
 from service.errors import StoreUnavailable
 from service.experiment import State, submission_id
+from service.store import migrations
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.crash import Crash
 from trainer.context import JobDocument, experiment_key

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from service.dispatch.job import attempt_job
 from service.experiment import State
-from service.job import attempt_job
 from service.settings import Settings
 from tests.harness.http_app import HttpApp, assert_problem, pointers, pretrain_body
 from trainer.context import JobDocument, ParentTrial

@@ -6,10 +6,10 @@ import asyncio
 
 import pytest
 
-from service import event_stream as stream_module
-from service.event_feed import EventFeed
+from service.edge.event_feed import EventFeed
+from service.edge.problems import Problem
 from service.experiment import State
-from service.problems import Problem
+from service.views import event_stream as stream_module
 from tests.harness.http_app import HttpApp, assert_problem, events_of
 
 pytestmark = pytest.mark.anyio

@@ -10,8 +10,8 @@ import pytest
 from openapi_spec_validator import validate
 
 from service.app import describe_app
+from service.edge.problems import MEDIA_TYPE
 from service.errors import StoreUnavailable
-from service.problems import MEDIA_TYPE
 from tests.harness.http_app import HttpApp, assert_problem
 
 pytestmark = pytest.mark.anyio

@@ -15,12 +15,12 @@ import structlog
 from prometheus_client import CollectorRegistry
 from starlette.types import Message, Receive, Scope, Send
 
-from service import deps, edge
-from service.auth import ensure_guarded
 from service.cluster import RayJobs
-from service.dispatcher import Dispatcher
+from service.dispatch.dispatcher import Dispatcher
+from service.edge import deps, middleware
+from service.edge.auth import ensure_guarded
+from service.edge.observability import RequestMetrics, configure_logging
 from service.experiment import State
-from service.observability import RequestMetrics, configure_logging
 from service.ports import Role
 from service.settings import Settings
 from service.tracking import MlflowTracking
@@ -145,7 +145,7 @@ async def test_a_body_that_trickles_in_is_given_up(service: HttpApp, monkeypatch
 
 
 async def test_a_client_that_reads_nothing_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(edge, "SLOW_CLIENT_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(middleware, "SLOW_CLIENT_TIMEOUT_S", 0.05)
 
     async def answers(_: Scope, __: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -156,9 +156,9 @@ async def test_a_client_that_reads_nothing_is_dropped(monkeypatch: pytest.Monkey
     async def nothing() -> Message:
         return {"type": "http.request", "body": b""}
 
-    app = edge.Edge(answers, settings=Settings(), metrics=RequestMetrics(CollectorRegistry()))
+    app = middleware.Edge(answers, settings=Settings(), metrics=RequestMetrics(CollectorRegistry()))
     scope = {"type": "http", "method": "GET", "path": "/livez", "headers": [(b"host", b"127.0.0.1")]}
-    with pytest.raises(edge.SlowClient):
+    with pytest.raises(middleware.SlowClient):
         await app(scope, nothing, never)
 
 

@@ -9,7 +9,7 @@ import pytest
 from fastapi.routing import APIRoute
 
 from service.app import describe_app
-from service.auth import PUBLIC, ensure_guarded, permission_of
+from service.edge.auth import PUBLIC, ensure_guarded, permission_of
 from service.errors import SettingsError
 from service.ports import ExperimentRecord, Role
 from service.settings import Settings

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from service.examples import PRETRAIN_EXAMPLE, SWEEP_EXAMPLE
+from service.edge.examples import PRETRAIN_EXAMPLE, SWEEP_EXAMPLE
 from service.ports import Capacity
 from tests.harness.http_app import HttpApp, assert_problem, http_app, pointers, pretrain_body
 

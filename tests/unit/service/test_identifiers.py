@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from concurrent.futures import ThreadPoolExecutor
 
-from service.identifiers import ExperimentIds, new_experiment_id
+from service.edge.identifiers import ExperimentIds, new_experiment_id
 
 SHAPE = re.compile(r"exp_[0-7][0-9a-hjkmnp-tv-z]{25}")
 

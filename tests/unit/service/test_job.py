@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from service.job import JobRequest, attempt_job
+from service.dispatch.job import JobRequest, attempt_job
 from service.settings import Settings
 from tests.fakes.records import record
 from trainer.context import JobDocument, ParentTrial

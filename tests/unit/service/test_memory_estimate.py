@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from service.memory_estimate import _convolutions, step_memory_bytes
+from service.intake.memory_estimate import _convolutions, step_memory_bytes
 from trainer.spec import EncoderSpec, PretrainSpec
 
 

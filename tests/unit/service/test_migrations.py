@@ -11,11 +11,10 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
-from service import migrations
-from service.database import blocking_engine
 from service.errors import SettingsError, StoreUnavailable
-from service.store import SqlStore
-from service.tables import metadata
+from service.store import SqlStore, migrations
+from service.store.database import blocking_engine
+from service.store.tables import metadata
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.experiment import State
-from service.paging import PageTokenError, decode, encode, query_digest
 from service.ports import ListQuery
+from service.views.paging import PageTokenError, decode, encode, query_digest
 
 KEY = b"k" * 32
 AFTER = (datetime(2030, 1, 1, 1, 2, 3, 4, tzinfo=UTC), "exp_1")

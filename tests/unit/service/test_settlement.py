@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.attempt_markers import Left
+from service.dispatch.attempt_markers import Left
+from service.dispatch.settlement import Ending, backoff_s, judge, run_status, way_to
 from service.experiment import TERMINAL, TRANSITIONS, State
 from service.ports import JobObservation, JobStatus
-from service.settlement import Ending, backoff_s, judge, run_status, way_to
 from tests.fakes.records import record
 
 DIED = JobObservation(status=JobStatus.FAILED, message="exit code 137")

@@ -7,7 +7,7 @@ from typing import Any
 
 from service.ports import Event
 from service.schemas import AttemptTimeline
-from service.timeline import attempt_timelines
+from service.views.timeline import attempt_timelines
 
 BEGAN = datetime(2030, 1, 1, tzinfo=UTC)
 

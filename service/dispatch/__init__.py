@@ -1,0 +1,1 @@
+"""Dispatch: what the service does with a recorded experiment, from the queue to its settled end."""

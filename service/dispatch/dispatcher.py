@@ -1,0 +1,203 @@
+"""The reconcile loop: brings what runs on the cluster and what the database says into agreement.
+
+Level-triggered: each step looks at every active experiment as it is now, so a restart, a lost
+answer or another dispatcher needs no repair. The order at the points where a crash may fall:
+
+    claim (commit) -> starting with attempt n (commit) -> submit under the id of n -> observe -> running
+
+A submit that was lost is made again; one that was made twice collides on its id. Every move is
+fenced by state and claim. An outage is no failure of an experiment: it waits, with a condition.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Final
+
+import structlog
+
+from service.dispatch.admission import Limits, admit, most_demand
+from service.dispatch.attempt_markers import AttemptMarkers
+from service.dispatch.conditions import FAILING, WAITING, Conditions
+from service.dispatch.dispatcher_metrics import DispatcherMetrics
+from service.dispatch.reconciler import ON_CLUSTER, Reconciler
+from service.dispatch.run_closing import RunCloser
+from service.dispatch.step_report import StepReport
+from service.errors import BlobsUnavailable, ClusterUnavailable, ExperimentNotFound, StaleState, StoreUnavailable
+from service.experiment import State
+from service.outage import Outages
+from service.ports import Cluster, ExperimentRecord, ListQuery, Store, Tracking
+from service.settings import Settings
+from trainer.storage import Storage
+
+__all__ = ["Dispatcher"]
+
+LEASE_S: Final = 15.0  # how long a dispatcher that died keeps others from its experiments
+PERIOD_S: Final = 0.5
+
+log = structlog.get_logger("service.dispatch.dispatcher")
+
+
+class Dispatcher:
+    """Admits experiments from the queue and looks after those on the cluster, one step at a time."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        cluster: Cluster,
+        tracking: Tracking,
+        blobs: Storage,
+        settings: Settings,
+        claim: str,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        metrics: DispatcherMetrics | None = None,
+    ) -> None:
+        """Build a dispatcher; `claim` names it in the database, and one that comes back under it goes on at once."""
+        self._store = store
+        self._cluster = cluster
+        self._settings = settings
+        self._claim = claim
+        self._clock = clock
+        self._metrics = metrics
+        self._outages = Outages()
+        self._conditions = Conditions(store=store, clock=clock)
+        markers = AttemptMarkers(blobs, self._outages)
+        self._runs = RunCloser(
+            store=store, tracking=tracking, markers=markers, conditions=self._conditions, outages=self._outages
+        )
+        self._reconciler = Reconciler(
+            store=store,
+            cluster=cluster,
+            markers=markers,
+            runs=self._runs,
+            conditions=self._conditions,
+            outages=self._outages,
+            settings=settings,
+            claim=claim,
+            clock=clock,
+        )
+        self._report = StepReport()
+        self._wakes = asyncio.Event()
+
+    def wake(self) -> None:
+        """Make the next step begin now."""
+        self._wakes.set()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Step until `stop`; whatever happens in a step, another follows."""
+        while not stop.is_set():
+            self._wakes.clear()
+            try:
+                await self.step()
+            except StoreUnavailable as error:
+                log.warning("dispatcher_waits_for_database", error=error.message)
+            except Exception:
+                log.exception("dispatcher_step_failed")  # a bug must not end the loop that all experiments rest on
+            await _first_of(stop, self._wakes, timeout_s=PERIOD_S)
+
+    async def step(self) -> StepReport:
+        """Look once at every active experiment and do what is due. Raises StoreUnavailable."""
+        began_at = self._clock()
+        report = self._report = StepReport()
+        self._outages.forget()
+        records = await self._store.claim_due(self._claim, now=began_at, lease_s=LEASE_S)
+        report.num_active = len(records)
+        self._reconciler.begin(report, {record.id for record in records})
+        started = await self._admit([record for record in records if record.state is State.QUEUED])
+        for record in [*started, *(record for record in records if record.state is not State.QUEUED)]:
+            if self._clock() - began_at > timedelta(seconds=LEASE_S / 2):
+                break  # what is left may soon be another's: it is claimed anew first
+            await self._guarded(record, self._reconciler.reconcile)
+        with suppress(BlobsUnavailable):
+            report.num_closed = await self._runs.sweep(now=began_at)
+        report.outages = [outage.code for outage in self._outages.seen.values()]
+        if self._metrics is not None:
+            now = self._clock()
+            self._metrics.observe(report, records, now=now, duration_s=(now - began_at).total_seconds())
+        return report
+
+    async def _admit(self, queued: Sequence[ExperimentRecord]) -> list[ExperimentRecord]:
+        """Move those that may start to `starting`, and say of the others why they wait."""
+        for record in queued:
+            await self._guarded(record, _read_demand)
+        queued = [record for record in queued if record.id not in self._report.errors]
+        if not queued:
+            return []
+        try:
+            capacity = await self._outages.ask(ClusterUnavailable, self._cluster.capacity)
+        except ClusterUnavailable as error:
+            for record in queued:
+                await self._conditions.outage(record, error)
+            return []
+        running = [record for record in await self._all_on_cluster() if _is_readable(record)]
+        limits = Limits.of(self._settings)
+        decision = admit(queued, running, capacity=capacity, limits=limits, now=self._clock())
+        started: list[ExperimentRecord] = []
+        for record in decision.admitted:
+            await self._guarded(record, partial(self._start, started=started))
+        for record in queued:
+            if record.id in decision.waiting:
+                await self._guarded(record, partial(self._wait, why=decision.waiting[record.id]))
+        return started
+
+    async def _start(self, record: ExperimentRecord, *, started: list[ExperimentRecord]) -> None:
+        started.append(await self._reconciler.move(record, State.STARTING, attempt=record.attempt + 1))
+
+    async def _wait(self, record: ExperimentRecord, *, why: str) -> None:
+        await self._conditions.take_back(record, ClusterUnavailable.code)
+        await self._conditions.set(record, WAITING, why)
+
+    async def _all_on_cluster(self) -> list[ExperimentRecord]:
+        """Return what holds or will hold workers, whichever dispatcher looks after it."""
+        running: list[ExperimentRecord] = []
+        page = await self._store.list(ListQuery(states=ON_CLUSTER, page_size=1000))
+        running += page.items
+        while page.next_after is not None:
+            page = await self._store.list(ListQuery(states=ON_CLUSTER, page_size=1000, after=page.next_after))
+            running += page.items
+        return running
+
+    async def _guarded(self, record: ExperimentRecord, action: Callable[[ExperimentRecord], Awaitable[None]]) -> None:
+        """Do what is due for one experiment; what goes wrong with it stays with it."""
+        try:
+            await action(record)
+        except (StaleState, ExperimentNotFound):
+            pass  # its owner or another dispatcher was faster: seen as it is in the next step
+        except StoreUnavailable:
+            raise
+        except (ClusterUnavailable, BlobsUnavailable) as error:
+            await self._conditions.outage(record, error)
+        except Exception as error:  # told to its owner and logged; the others must go on
+            self._report.errors[record.id] = f"{type(error).__name__}: {error}"
+            message = (
+                f"the service failed at this experiment ({type(error).__name__}) and tries again; its log says more"
+            )
+            if await self._conditions.set(record, FAILING, message):
+                log.warning("experiment_not_reconciled", experiment_id=record.id, exc_info=True)
+
+
+async def _read_demand(record: ExperimentRecord) -> None:
+    most_demand(record)
+
+
+def _is_readable(record: ExperimentRecord) -> bool:
+    """Return whether the spec says what it needs; one of another version may not, and must not stop the queue."""
+    try:
+        most_demand(record)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return False
+    return True
+
+
+async def _first_of(*events: asyncio.Event, timeout_s: float) -> None:
+    waits = [asyncio.ensure_future(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waits, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()

@@ -1,0 +1,91 @@
+"""Closing MLflow's runs when an experiment ends, however late MLflow answers.
+
+A note in storage is older than any run of the experiment and goes when its runs are closed. So
+what ended while MLflow was away, or was cancelled while it was paused, is closed all the same, by
+whichever process is there then.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from datetime import datetime, timedelta
+from typing import Final
+
+from service.dispatch.attempt_markers import AttemptMarkers, OpenRun, RunStatus
+from service.dispatch.conditions import Conditions
+from service.dispatch.settlement import run_status
+from service.errors import ExperimentNotFound, TrackingUnavailable
+from service.experiment import TERMINAL, State
+from service.outage import Outages
+from service.ports import ExperimentRecord, Store, Tracking
+
+__all__ = ["CONDITION", "RunCloser"]
+
+CONDITION: Final = "mlflow_runs_open"
+SWEEP_EVERY_S: Final = 5.0
+
+
+class RunCloser:
+    """Sets the end state of experiments' MLflow runs: at once where it can, later where it must."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        tracking: Tracking,
+        markers: AttemptMarkers,
+        conditions: Conditions,
+        outages: Outages,
+    ) -> None:
+        self._store = store
+        self._conditions = conditions
+        self._tracking = tracking
+        self._markers = markers
+        self._outages = outages
+        self._swept_at: datetime | None = None
+
+    async def close(self, record: ExperimentRecord, state: State) -> None:
+        """Close the runs of an experiment that is about to end in `state`; where MLflow is away, later.
+
+        The note stays until a sweep finds the end committed: a verdict that was not is corrected then.
+
+        Raises:
+            BlobsUnavailable: If neither could be done nor noted.
+        """
+        status = run_status(state)
+        try:
+            await self._ask_mlflow(record.id, status)
+        except TrackingUnavailable as error:
+            await self._markers.note_open_run(record.id, status)
+            await self._conditions.set(record, CONDITION, f"closed when MLflow is back: {error.message}")
+
+    async def sweep(self, *, now: datetime) -> int:
+        """Close what is still open of experiments that have ended; return of how many; 0 if it is not time yet.
+
+        Raises:
+            BlobsUnavailable: If the notes cannot be read.
+        """
+        if self._swept_at is not None and now - self._swept_at < timedelta(seconds=SWEEP_EVERY_S):
+            return 0
+        self._swept_at = now
+        num_closed = 0
+        with suppress(TrackingUnavailable):
+            for open_run in await self._markers.open_runs():
+                num_closed += await self._close_if_ended(open_run)
+        return num_closed
+
+    async def _close_if_ended(self, open_run: OpenRun) -> bool:
+        try:
+            record = await self._store.get(open_run.experiment_id)
+        except ExperimentNotFound:  # deleted since
+            await self._ask_mlflow(open_run.experiment_id, open_run.status or "KILLED")
+        else:
+            if record.state not in TERMINAL:
+                return False
+            await self._ask_mlflow(record.id, run_status(record.state))
+            await self._conditions.take_back(record, CONDITION)
+        await self._markers.forget_open_run(open_run.experiment_id)
+        return True
+
+    async def _ask_mlflow(self, experiment_id: str, status: RunStatus) -> None:
+        await self._outages.ask(TrackingUnavailable, lambda: self._tracking.close_runs(experiment_id, status))

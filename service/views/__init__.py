@@ -1,0 +1,1 @@
+"""Views: what the service shows of an experiment, made of the store, storage and MLflow."""
