@@ -11,6 +11,8 @@ BIN := .venv/bin
 STAMP := .venv/.installed-from
 PYTEST := $(BIN)/pytest
 FAST := not ray and not slow and not browser and not postgres and not gpu
+# the rest stays in one process: it shares one Ray cluster and one MLflow server
+SPREAD := -n logical --maxprocesses 8
 
 .PHONY: help setup demo serve stop test test-fast check bench parity openapi lock clean
 
@@ -40,10 +42,11 @@ stop: $(STAMP)  ## End what an earlier serve left
 	@$(BIN)/simclr stop $(ARGS)
 
 test: $(STAMP)  ## All tests that run on one machine
-	$(PYTEST) -m "not gpu" $(ARGS)
+	$(PYTEST) $(SPREAD) -m "$(FAST)" $(ARGS)
+	$(PYTEST) -m "not gpu and not ($(FAST))" $(ARGS)
 
 test-fast: $(STAMP)  ## The tests that need neither Ray nor a browser nor PostgreSQL: about a minute
-	$(PYTEST) -m "$(FAST)" $(ARGS)
+	$(PYTEST) $(SPREAD) -m "$(FAST)" $(ARGS)
 
 check: $(STAMP)  ## Lint, format, types, imports, dependencies
 	$(BIN)/ruff check .
