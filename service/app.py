@@ -43,6 +43,7 @@ from service.routes import (
 from service.settings import Settings
 from service.speed_history import SpeedHistory
 from service.views.listing import paging_key
+from service.views.live_numbers import LiveNumbersFeed
 from trainer.storage import Storage, open_storage
 
 __all__ = ["build", "create_app", "describe_app"]
@@ -101,6 +102,7 @@ def create_app(*, settings: Settings, store: Store, cluster: Cluster, tracking: 
     app = _routes_only(lifespan=lambda _: _running(services, dispatcher, deletions))
     app.state.services = services
     app.state.deletions = deletions
+    app.state.live_numbers = LiveNumbersFeed(services)
     app.add_middleware(Edge, settings=settings, metrics=RequestMetrics(registry))
     return app
 

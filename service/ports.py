@@ -227,6 +227,9 @@ class Store(Protocol):
     async def events(self, *, after: int, experiment_id: str | None = None, limit: int = 1000) -> Sequence[Event]:
         """Return events with a sequence above `after`, ascending."""
 
+    async def newest_sequence(self) -> int:
+        """Return the sequence of the newest event ever, 0 before the first."""
+
     async def create_token(self, token: TokenRecord, secret_sha256: str) -> None:
         """Store a token under the digest of its secret."""
 

@@ -1,7 +1,7 @@
-"""One reader of the event log for all streams: it polls each watched experiment once and wakes its streams.
+"""One reader of the event log for all streams: it asks once for what is new and wakes those it concerns.
 
 A stream keeps its own place in the log and reads from there when woken, so nothing is queued for
-it here and a slow one costs no memory.
+it here, a slow one costs no memory, and a quiet one no query.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
 from typing import Final
 
 import structlog
@@ -18,24 +17,42 @@ from service.edge.problems import Problem
 from service.errors import StoreUnavailable
 from service.ports import Store
 
-__all__ = ["EventFeed"]
+__all__ = ["EventFeed", "News"]
 
 POLL_INTERVAL_S: Final = 0.25
 MAX_STREAMS: Final = 512  # each holds a socket; past this, watchers are asked to come back
+EVENTS_AT_ONCE: Final = 1000
 
 log = structlog.get_logger("service.events")
 
 
-@dataclass
-class _Watched:
-    """An experiment that streams watch, and the last event they were woken for."""
+class News:
+    """What one watcher of an experiment is woken by."""
 
-    last: int = 0
-    streams: set[asyncio.Event] = field(default_factory=set)
+    def __init__(self) -> None:
+        self._rings = asyncio.Event()
+        self.has_events = True  # nobody knows better before the first reading
+
+    def ring(self, *, has_events: bool) -> None:
+        """Wake the watcher; `has_events` where the event log has something for it."""
+        self.has_events = self.has_events or has_events
+        self._rings.set()
+
+    def take(self) -> bool:
+        """Return whether the event log may have something new, and forget it: read behind this."""
+        self._rings.clear()
+        has_events, self.has_events = self.has_events, False
+        return has_events
+
+    async def wait(self, timeout_s: float) -> bool:
+        """Wait to be woken; return whether that came in time."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._rings.wait(), timeout_s)
+        return self._rings.is_set()
 
 
 class EventFeed:
-    """Wakes the streams of an experiment when the database has new events of it."""
+    """Wakes the watchers of an experiment when the database has new events of it."""
 
     def __init__(
         self, store: Store, *, poll_interval_s: float = POLL_INTERVAL_S, max_streams: int = MAX_STREAMS
@@ -43,14 +60,14 @@ class EventFeed:
         self._store = store
         self._poll_interval_s = poll_interval_s
         self._max_streams = max_streams
-        self._watched: dict[str, _Watched] = {}
+        self._watchers: dict[str, set[News]] = {}
         self._is_wanted = asyncio.Event()
         self.is_closed = False
 
     @property
     def num_streams(self) -> int:
         """Return how many streams are open."""
-        return sum(len(watched.streams) for watched in self._watched.values())
+        return sum(map(len, self._watchers.values()))
 
     def ensure_room(self) -> None:
         """Raise Problem 429 where as many streams are open as may be."""
@@ -58,47 +75,60 @@ class EventFeed:
             raise Problem(429, "too_many_streams", f"{self._max_streams} event streams are open; come back later")
 
     @asynccontextmanager
-    async def subscribe(self, experiment_id: str) -> AsyncIterator[asyncio.Event]:
-        """Yield an event that is set whenever the experiment has news; clear it before reading."""
-        news = asyncio.Event()
-        streams = self._watched.setdefault(experiment_id, _Watched()).streams
-        streams.add(news)
+    async def subscribe(self, experiment_id: str) -> AsyncIterator[News]:
+        """Yield what rings whenever the experiment has news; read its events at once, then when it rings."""
+        news = News()
+        self._watchers.setdefault(experiment_id, set()).add(news)
         self._is_wanted.set()
         try:
             yield news
         finally:
-            streams.discard(news)
-            if not streams:
-                self._watched.pop(experiment_id, None)
+            watchers = self._watchers[experiment_id]
+            watchers.discard(news)
+            if not watchers:
+                del self._watchers[experiment_id]
+
+    def ring(self, experiment_id: str) -> None:
+        """Wake the watchers of an experiment for what no event tells: it was deleted."""
+        for news in self._watchers.get(experiment_id, ()):
+            news.ring(has_events=True)
 
     def close(self) -> None:
         """Let every stream end, so that none holds up the end of the service; their clients come back."""
         self.is_closed = True
-        for watched in self._watched.values():
-            for news in watched.streams:
-                news.set()
+        self._ring_all()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Poll until `stop` while anyone watches; an unreachable database is waited out."""
+        place: int | None = None
         while not stop.is_set():
-            if not self._watched:
+            if not self._watchers:
+                place = None
                 self._is_wanted.clear()
                 await _first(stop, self._is_wanted)
                 continue
             try:
-                for experiment_id, watched in list(self._watched.items()):
-                    await self._poll(experiment_id, watched)
+                place = await self._begin() if place is None else await self._poll(place)
             except StoreUnavailable:
                 log.warning("event_feed_waits_for_database")
             with suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), self._poll_interval_s)
 
-    async def _poll(self, experiment_id: str, watched: _Watched) -> None:
-        found = await self._store.events(after=watched.last, experiment_id=experiment_id)
-        if found:
-            watched.last = found[-1].sequence
-            for news in watched.streams:
-                news.set()
+    async def _begin(self) -> int:
+        """Return the end of the log; those who watch already may have read before it was known."""
+        place = await self._store.newest_sequence()
+        self._ring_all()
+        return place
+
+    async def _poll(self, place: int) -> int:
+        found = await self._store.events(after=place, limit=EVENTS_AT_ONCE)
+        for experiment_id in {event.experiment_id for event in found}:
+            self.ring(experiment_id)
+        return found[-1].sequence if found else place
+
+    def _ring_all(self) -> None:
+        for experiment_id in self._watchers:
+            self.ring(experiment_id)
 
 
 async def _first(*events: asyncio.Event) -> None:

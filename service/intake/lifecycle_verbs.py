@@ -102,7 +102,7 @@ class Deletions:
     async def _delete_when_ended(self, experiment_id: str) -> None:
         async with self._services.feed.subscribe(experiment_id) as news:
             while True:
-                news.clear()
+                news.take()
                 with contextlib.suppress(Unavailable):
                     try:
                         await self._remove(experiment_id)
@@ -112,11 +112,11 @@ class Deletions:
                         pass  # still being cancelled
                     else:
                         return
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(news.wait(), RETRY_S)
+                await news.wait(RETRY_S)
 
     async def _remove(self, experiment_id: str) -> None:
         await self._services.store.delete(experiment_id)
+        self._services.feed.ring(experiment_id)
         await asyncio.to_thread(self._remove_blobs, experiment_id)
         log.info("experiment_deleted", experiment_id=experiment_id)
 

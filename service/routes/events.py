@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Annotated
 
-from fastapi import Depends, Header, Query
+from fastapi import Depends, Header, Query, Request
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from service.edge.auth import needs
@@ -17,6 +17,7 @@ from service.experiment import submission_id
 from service.ports import Event, ExperimentRecord, Role
 from service.schemas import AttemptTimeline, Items, LogView
 from service.views.event_stream import event_stream
+from service.views.live_numbers import LiveNumbersFeed
 from service.views.timeline import attempt_timelines
 from trainer.context import experiment_key
 
@@ -44,6 +45,11 @@ async def _room(services: ServicesDep) -> None:
     services.feed.ensure_room()
 
 
+def _live_numbers(request: Request) -> LiveNumbersFeed:
+    feed: LiveNumbersFeed = request.app.state.live_numbers
+    return feed
+
+
 @router.get(
     "/experiments/{experiment_id}/events",
     operation_id="streamEvents",
@@ -54,10 +60,13 @@ async def _room(services: ServicesDep) -> None:
     openapi_extra=needs(Role.VIEWER),
 )
 async def stream(
-    record: OwnedExperiment, services: ServicesDep, after: Annotated[int, Depends(_last_event_id)]
+    record: OwnedExperiment,
+    services: ServicesDep,
+    live_numbers: Annotated[LiveNumbersFeed, Depends(_live_numbers)],
+    after: Annotated[int, Depends(_last_event_id)],
 ) -> AsyncIterator[ServerSentEvent]:
     """Stream state, trial, condition, metric, log and heartbeat events until the experiment has ended."""
-    async for event in event_stream(record, services, after=after):
+    async for event in event_stream(record, services, live_numbers, after=after):
         yield event
 
 

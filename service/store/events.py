@@ -14,7 +14,7 @@ from service.errors import ExperimentNotFound
 from service.ports import Event
 from service.store.tables import event_counter, events
 
-__all__ = ["append", "read"]
+__all__ = ["append", "newest_sequence", "read"]
 
 
 async def append(
@@ -50,3 +50,8 @@ async def read(connection: AsyncConnection, *, after: int, experiment_id: str | 
     if experiment_id is not None:
         statement = statement.where(events.c.experiment_id == experiment_id)
     return [Event(**row._mapping) for row in await connection.execute(statement)]  # noqa: SLF001 - public, named so by SQLAlchemy
+
+
+async def newest_sequence(connection: AsyncConnection) -> int:
+    """Return the sequence of the newest event ever, its experiment deleted or not; 0 before the first."""
+    return int((await connection.execute(select(event_counter.c.value))).scalar_one())

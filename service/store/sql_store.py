@@ -156,6 +156,10 @@ class SqlStore:
         async with self._database.read() as connection:
             return await events.read(connection, after=after, experiment_id=experiment_id, limit=limit)
 
+    async def newest_sequence(self) -> int:
+        async with self._database.read() as connection:
+            return await events.newest_sequence(connection)
+
     async def create_token(self, token: TokenRecord, secret_sha256: str) -> None:
         async with self._database.write() as connection:
             await tokens.create(connection, token, secret_sha256)

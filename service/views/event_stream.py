@@ -9,57 +9,69 @@ the terminal state, or with the service.
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import AsyncIterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Sequence
 from typing import Final
 
 from fastapi.sse import ServerSentEvent
 
 from service.edge.deps import Services
+from service.edge.event_feed import News
 from service.errors import ExperimentNotFound, StoreUnavailable
 from service.experiment import TERMINAL
 from service.ports import Event, ExperimentRecord
-from service.views.live_numbers import LiveNumbers
+from service.views.live_numbers import LiveNumbersFeed
 
 __all__ = ["HEARTBEAT_S", "event_stream"]
 
 HEARTBEAT_S: Final = 15.0
-TICK_S: Final = 0.5  # how late a metric or log line may be noticed
+RETRY_S: Final = 0.5  # while the database is out of reach
+EVENTS_AT_ONCE: Final = 1000
 RECONNECT_MS: Final = 1000
 
 
-async def event_stream(record: ExperimentRecord, services: Services, *, after: int) -> AsyncIterator[ServerSentEvent]:
+async def event_stream(
+    record: ExperimentRecord, services: Services, live_numbers: LiveNumbersFeed, *, after: int
+) -> AsyncIterator[ServerSentEvent]:
     """Yield the events behind sequence `after` and everything that follows, until the experiment ends."""
-    numbers = LiveNumbers(services, is_late=record.attempt > 0)
-    heartbeat_due_s = time.monotonic() + HEARTBEAT_S
     yield ServerSentEvent(comment="stream of " + record.id, retry=RECONNECT_MS)
-    async with services.feed.subscribe(record.id) as news:
+    async with services.feed.subscribe(record.id) as news, live_numbers.follow(record, news) as numbers:
+        place = numbers.place
         while not services.feed.is_closed:
-            news.clear()
-            try:
-                record = await services.store.get(record.id)
-                events = await services.store.events(after=after, experiment_id=record.id)
-            except ExperimentNotFound:
-                return  # deleted while it was watched
-            except StoreUnavailable:
-                events = []
-            is_over = record.state in TERMINAL
-            # The last numbers come before the state that ends the stream.
-            async for sse in numbers.poll(record, is_last=is_over and bool(events)):
+            events: Sequence[Event] = ()
+            if news.take():
+                try:
+                    record, events = await _read(record, services, news, after=after)
+                except ExperimentNotFound:
+                    return  # deleted while it was watched
+            if record.state in TERMINAL and events:
+                await numbers.complete(record)  # the last numbers come before the state that ends the stream
+            for sse in numbers.behind(place):
                 yield sse
+            place = numbers.place
             for event in events:
                 after = event.sequence
                 yield _told(event)
-            if events:
-                continue
-            if is_over:
+            if record.state in TERMINAL and not news.has_events:
                 return
-            if time.monotonic() >= heartbeat_due_s:
-                heartbeat_due_s = time.monotonic() + HEARTBEAT_S
+            if not await news.wait(HEARTBEAT_S):
+                news.ring(has_events=True)  # another service may have deleted it
                 yield ServerSentEvent(event="heartbeat", data={"state": record.state.value})
-            with suppress(TimeoutError):
-                await asyncio.wait_for(news.wait(), TICK_S)
+
+
+async def _read(
+    record: ExperimentRecord, services: Services, news: News, *, after: int
+) -> tuple[ExperimentRecord, Sequence[Event]]:
+    """Return the experiment and its events behind `after`; where more are due, `news` says so."""
+    try:
+        record = await services.store.get(record.id)
+        events = await services.store.events(after=after, experiment_id=record.id, limit=EVENTS_AT_ONCE)
+    except StoreUnavailable:
+        await asyncio.sleep(RETRY_S)
+        events = []
+        news.ring(has_events=True)
+    if len(events) == EVENTS_AT_ONCE:
+        news.ring(has_events=True)
+    return record, events
 
 
 def _told(event: Event) -> ServerSentEvent:

@@ -1,54 +1,120 @@
-"""What a stream adds to the database's events while an experiment runs: new metric points and log lines."""
+"""What a stream adds to the database's events while an experiment runs: new metric points and log lines.
+
+MLflow and the cluster are asked once for all who watch an experiment, and no more often than they
+can answer: a reader keeps what it found for a while, and each stream takes it from where it is.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
 from fastapi.sse import ServerSentEvent
 
 from service.edge.deps import Services
-from service.errors import Unavailable
+from service.edge.event_feed import News
+from service.errors import ExperimentNotFound, Unavailable
 from service.experiment import TrialState, submission_id
 from service.ports import ExperimentRecord
 from service.views.trials_view import finite, read_trials
 
-__all__ = ["LiveNumbers"]
+__all__ = ["LiveNumbers", "LiveNumbersFeed"]
 
 MIN_INTERVAL_S: Final = 1.0
-LOAD_SHARE: Final = 0.2  # of one stream's time that may go to asking
+LOAD_SHARE: Final = 0.2  # of one reader's time that may go to asking
+MAX_READERS_ASKING: Final = 4  # at once, for all experiments
 MAX_TRIALS: Final = 16  # followed at once
 FIRST_LOG_LINES: Final = 50
+MOST_KEPT: Final = 10_000  # for a stream slower than that, /metrics and /logs have all of it
+
+
+class LiveNumbersFeed:
+    """The readers of the experiments that streams watch now, one for each."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._readers: dict[str, LiveNumbers] = {}
+        self._turns = asyncio.Semaphore(MAX_READERS_ASKING)
+
+    @asynccontextmanager
+    async def follow(self, record: ExperimentRecord, news: News) -> AsyncIterator[LiveNumbers]:
+        """Yield the reader of an experiment, which rings `news` when it has found something."""
+        numbers = self._readers.get(record.id)
+        if numbers is None:
+            numbers = self._readers[record.id] = LiveNumbers(record, self._services, turns=self._turns)
+        numbers.watchers.add(news)
+        try:
+            yield numbers
+        finally:
+            numbers.watchers.discard(news)
+            if not numbers.watchers:
+                del self._readers[record.id]
+                await numbers.close()
 
 
 class LiveNumbers:
     """Follows the trials and the driver's log of one experiment; what was there before is not repeated."""
 
-    def __init__(self, services: Services, *, is_late: bool) -> None:
-        """Start following; `is_late` where the experiment ran before, so that there is a history to skip."""
+    def __init__(self, record: ExperimentRecord, services: Services, *, turns: asyncio.Semaphore) -> None:
+        """Start following, in the running event loop."""
+        self.watchers: set[News] = set()
+        self.place = 0  # so many have been found; a stream that comes now begins here
+        self._id = record.id
         self._services = services
-        self._skips_history = is_late
+        self._turns = turns
+        self._skips_history = record.attempt > 0
+        self._found: deque[ServerSentEvent] = deque(maxlen=MOST_KEPT)
         self._last_steps: dict[tuple[str, str], int] = {}  # (trial, metric) -> last step told
         self._finished: set[str] = set()
         self._log_place: dict[int, int] = {}  # attempt -> lines told
-        self._due_s = 0.0
+        self._is_asking = asyncio.Lock()
+        self._is_complete = False
+        self._task = asyncio.create_task(self._run())
 
-    async def poll(self, record: ExperimentRecord, *, is_last: bool = False) -> AsyncIterator[ServerSentEvent]:
-        """Yield what is new, at most every MIN_INTERVAL_S and less often where asking is slow."""
-        started_s = time.monotonic()
-        if not record.attempt or (started_s < self._due_s and not is_last):
+    def behind(self, place: int) -> list[ServerSentEvent]:
+        """Return what was found behind `place`."""
+        num_new = min(self.place - place, len(self._found))
+        return list(self._found)[len(self._found) - num_new :]
+
+    async def complete(self, record: ExperimentRecord) -> None:
+        """Ask once more for an experiment that has ended; it has nothing new after that."""
+        async with self._is_asking:
+            if not self._is_complete:
+                self._is_complete = True
+                await self._ask(record)
+
+    async def close(self) -> None:
+        """Stop asking."""
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        """Ask at most every MIN_INTERVAL_S, and less often where asking is slow."""
+        while not self._is_complete:
+            started_s = time.monotonic()
+            async with self._is_asking, self._turns:
+                with suppress(Unavailable, ExperimentNotFound):
+                    await self._ask(await self._services.store.get(self._id))
+            took_s = time.monotonic() - started_s
+            await asyncio.sleep(max(MIN_INTERVAL_S, took_s / LOAD_SHARE))
+
+    async def _ask(self, record: ExperimentRecord) -> None:
+        if not record.attempt:
             return
-        try:
-            for event in await self._metrics(record):
-                yield event
-            for event in await self._log(record):
-                yield event
-        except Unavailable:
-            pass  # numbers wait in storage and come when their keeper is back; the stream goes on
-        took_s = time.monotonic() - started_s
-        self._due_s = time.monotonic() + max(MIN_INTERVAL_S, took_s / LOAD_SHARE)
+        with suppress(Unavailable):  # numbers wait in storage and come when their keeper is back
+            self._add(await self._metrics(record))
+            self._add(await self._log(record))
+
+    def _add(self, events: list[ServerSentEvent]) -> None:
+        self._found.extend(events)
+        self.place += len(events)
+        if events:
+            for news in self.watchers:
+                news.ring(has_events=False)
 
     async def _metrics(self, record: ExperimentRecord) -> list[ServerSentEvent]:
         trials = await read_trials(record, self._services)

@@ -707,6 +707,16 @@ async def test_events_are_read_ascending_above_a_number_up_to_a_limit(store: Sql
     assert await store.events(after=trial.sequence) == []
 
 
+async def test_the_newest_number_is_that_of_the_last_event_even_of_one_that_was_deleted(store: SqlStore) -> None:
+    before = await store.newest_sequence()
+    record = await made(store)
+    last = await store.append_event(record.id, "trial", {"trial": "t0"})
+    assert await store.newest_sequence() == last.sequence == before + 2
+    await store.transition(record.id, source=State.QUEUED, target=State.CANCELLED)
+    await store.delete(record.id)
+    assert await store.newest_sequence() == last.sequence + 1
+
+
 async def test_a_reader_never_finds_a_lower_number_behind_a_higher_one(store: SqlStore) -> None:
     records = [await made(store) for _ in range(8)]
     start = await last_sequence(store)

@@ -25,6 +25,7 @@ class FakeTracking:
     def __init__(self) -> None:
         self.runs: dict[str, FakeRun] = {}
         self.is_down = False
+        self.num_calls = 0
 
     # --- what trainers do -------------------------------------------------------------------------
 
@@ -96,6 +97,7 @@ class FakeTracking:
         pass
 
     def _answer(self) -> None:
+        self.num_calls += 1
         if self.is_down:
             raise TrackingUnavailable("MLflow does not answer")
 

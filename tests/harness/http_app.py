@@ -123,8 +123,12 @@ class HttpApp:
 async def http_app(folder: Path, *, database: Path, **settings: Any) -> AsyncIterator[HttpApp]:
     """Run the app in `folder` on a copy of the migrated `database`."""
     running = offline_app(folder, database=database, **settings)
+    stop = asyncio.Event()
+    feed = asyncio.create_task(running.app.state.services.feed.run(stop))
     async with running.http:
         yield running
+    stop.set()
+    await feed
     await running.store.close()
 
 

@@ -77,17 +77,35 @@ async def test_points_and_lines_come_before_the_state_that_ends_the_stream(servi
     assert events[-1][0] == "state"
 
 
+async def test_all_streams_of_an_experiment_are_told_what_was_asked_for_once(service: HttpApp) -> None:
+    created = await service.submit()
+    url = f"/experiments/{created['id']}/events"
+    following = [asyncio.create_task(service.http.get(url)) for _ in range(20)]
+    while service.app.state.services.feed.num_streams < len(following):  # noqa: ASYNC110 - nothing tells of it
+        await asyncio.sleep(0)
+    await service.run(created["id"], num_steps=3)
+    num_calls_before = service.tracking.num_calls
+    await service.succeed(created["id"])
+
+    answers = await asyncio.wait_for(asyncio.gather(*following), 10)
+
+    told = [[data["step"] for kind, _, data in events_of(answer.text) if kind == "metric"] for answer in answers]
+    assert told == [[1, 2, 3]] * len(following)
+    assert service.tracking.num_calls - num_calls_before < len(following)
+
+
 async def test_a_quiet_stream_shows_that_it_lives(service: HttpApp, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream_module, "HEARTBEAT_S", 0.0)
     created = await service.submit()
     record = await service.store.get(created["id"])
-    stream = stream_module.event_stream(record, service.app.state.services, after=0)
+    state = service.app.state
+    stream = stream_module.event_stream(record, state.services, state.live_numbers, after=0)
 
     async for event in stream:
         if event.event == "heartbeat":
             assert event.data == {"state": "queued"}
-            service.app.state.services.feed.close()  # or it would go on
-    assert service.app.state.services.feed.num_streams == 0
+            state.services.feed.close()  # or it would go on
+    assert state.services.feed.num_streams == 0
 
 
 async def test_the_stream_of_a_deleted_experiment_ends(service: HttpApp) -> None:
@@ -95,7 +113,7 @@ async def test_the_stream_of_a_deleted_experiment_ends(service: HttpApp) -> None
     following = asyncio.create_task(service.http.get(f"/experiments/{created['id']}/events"))
     await service.until_watched()
     await service.move(created["id"], State.PAUSED)
-    await service.store.delete(created["id"])
+    assert (await service.http.delete(f"/experiments/{created['id']}")).status_code == 204
 
     assert (await asyncio.wait_for(following, 10)).status_code == 200
 
@@ -105,12 +123,14 @@ async def test_the_feed_wakes_those_who_watch_an_experiment_with_news(service: H
     feed, stop = EventFeed(service.store, poll_interval_s=0.01), asyncio.Event()
     running = asyncio.create_task(feed.run(stop))
     async with feed.subscribe(one) as news_of_one, feed.subscribe(other) as news_of_other:
-        await asyncio.wait_for(asyncio.gather(news_of_one.wait(), news_of_other.wait()), 5)
-        news_of_one.clear()
-        news_of_other.clear()
+        assert await news_of_one.wait(5)
+        assert await news_of_other.wait(5)
+        assert news_of_one.take()
+        assert news_of_other.take()
         await service.move(one, State.PAUSED)
-        await asyncio.wait_for(news_of_one.wait(), 5)
-        assert not news_of_other.is_set()
+        assert await news_of_one.wait(5)
+        assert news_of_one.take()
+        assert not news_of_other.take()
     stop.set()
     await asyncio.wait_for(running, 5)
 
