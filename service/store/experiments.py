@@ -7,7 +7,7 @@ from dataclasses import fields
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from sqlalchemy import delete, func, insert, or_, select, update
+from sqlalchemy import and_, delete, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.errors import IllegalTransition, StaleState, StaleVersion
@@ -16,7 +16,20 @@ from service.ports import ExperimentRecord, JsonObject, NewExperiment
 from service.store import events, rows
 from service.store.tables import experiment_labels, experiments
 
-__all__ = ["add", "change", "claim_due", "count_by_state", "move", "remove", "set_condition"]
+__all__ = [
+    "QUEUE_WINDOW",
+    "add",
+    "change",
+    "claim_due",
+    "count_by_state",
+    "head_of_queue",
+    "move",
+    "remove",
+    "set_condition",
+]
+
+QUEUE_WINDOW: Final = 64  # experiments of one owner: more than any step starts
+QUEUE_MOST: Final = 2048  # of all owners
 
 _ASKED: Final = [field.name for field in fields(NewExperiment)]
 _REMOVABLE: Final = TERMINAL | {State.PAUSED}
@@ -117,19 +130,32 @@ async def remove(connection: AsyncConnection, experiment_id: str) -> None:
         raise await _stale(connection, experiment_id, "only a paused or ended one can be deleted")
 
 
+async def head_of_queue(connection: AsyncConnection) -> Sequence[str]:
+    """Return the ids of the first QUEUE_WINDOW queued experiments of each owner, by priority, then age.
+
+    Of more owners than QUEUE_MOST has room for, each keeps its first ones.
+    """
+    c = experiments.c
+    place = func.row_number().over(partition_by=c.owner, order_by=(c.priority.desc(), c.created_at, c.id))
+    queue = select(c.id, place.label("place")).where(c.state == State.QUEUED).subquery()
+    head = select(queue.c.id).where(queue.c.place <= QUEUE_WINDOW).order_by(queue.c.place, queue.c.id).limit(QUEUE_MOST)
+    return (await connection.scalars(head)).all()
+
+
 async def claim_due(
-    connection: AsyncConnection, claim: str, *, now: datetime, lease_s: float
+    connection: AsyncConnection, claim: str, *, queued: Sequence[str], now: datetime, lease_s: float
 ) -> Sequence[ExperimentRecord]:
-    """Claim every active experiment that no other dispatcher holds.
+    """Claim every active experiment that no other dispatcher holds, of those queued only `queued`.
 
     A row that is being written just now is passed over until the next call, never waited for.
     """
     c = experiments.c
     until = now + timedelta(seconds=lease_s)
+    is_due = or_(c.state.in_(ACTIVE - {State.QUEUED}), and_(c.state == State.QUEUED, c.id.in_(queued)))
     is_free = or_(c.claim.is_(None), c.claim == claim, c.claimed_until <= now)
-    free = select(c.id).where(c.state.in_(ACTIVE), is_free).with_for_update(skip_locked=True, key_share=True)
+    free = select(c.id).where(is_due, is_free).with_for_update(skip_locked=True, key_share=True)
     await connection.execute(update(experiments).where(c.id.in_(free)).values(claim=claim, claimed_until=until))
-    mine = select(experiments).where(c.state.in_(ACTIVE), c.claim == claim, c.claimed_until == until)
+    mine = select(experiments).where(is_due, c.claim == claim, c.claimed_until == until)
     found = await rows.read_each(connection, mine.order_by(c.priority.desc(), c.created_at, c.id))
     return [each for each in found if each is not None]
 

@@ -145,8 +145,10 @@ class SqlStore:
             await experiments.remove(connection, experiment_id)
 
     async def claim_due(self, claim: str, *, now: datetime, lease_s: float) -> Sequence[ExperimentRecord]:
+        async with self._database.read() as connection:  # apart: a long queue must not keep writers waiting
+            queued = await experiments.head_of_queue(connection)
         async with self._database.write() as connection:
-            return await experiments.claim_due(connection, claim, now=now, lease_s=lease_s)
+            return await experiments.claim_due(connection, claim, queued=queued, now=now, lease_s=lease_s)
 
     async def append_event(self, experiment_id: str, type_: Literal["trial", "condition"], data: JsonObject) -> Event:
         async with self._database.write() as connection:

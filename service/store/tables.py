@@ -136,6 +136,7 @@ experiments: Final = Table(
     Column("not_before", Instant),
     Column("claim", Words),
     Column("claimed_until", Instant),
+    Index("ix_experiments_queue", "state", "owner", "priority", "created_at", "id"),
     # A page walks one of these from the position it is given: filters first, then the order, then
     # the tie break. The common order has an index under each filter, the others under none.
     *(

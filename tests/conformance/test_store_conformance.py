@@ -44,7 +44,7 @@ from service.ports import (
 from service.store import SqlStore, migrations
 from service.store import events as story
 from service.store.database import blocking_engine
-from service.store.experiments import add, claim_due
+from service.store.experiments import QUEUE_WINDOW, add, claim_due
 from service.store.tables import experiments, metadata
 from tests.conformance.postgres import PostgresServer, fresh_database
 from tests.fakes.clock import Clock
@@ -672,13 +672,22 @@ async def test_a_claimer_never_takes_what_another_is_about_to_commit(
     other = SqlStore(address, clock=clock, wait_s=PATIENCE_S)
     try:
         async with store._database.write() as connection:
-            first = await claim_due(connection, "one", now=clock.now, lease_s=30)
+            first = await claim_due(connection, "one", queued=[record.id], now=clock.now, lease_s=30)
             late = asyncio.create_task(other.claim_due("two", now=clock.now, lease_s=30))
             await asyncio.wait({late}, timeout=0.2)
         assert ([each.id for each in first], await late) == ([record.id], [])
     finally:
         await other.close()
     assert (await store.get(record.id)).claim == "one"
+
+
+async def test_of_a_long_queue_the_head_of_each_owner_is_claimed(store: SqlStore, clock: Clock) -> None:
+    crowd = [await made(store, owner="ada") for _ in range(QUEUE_WINDOW + 2)]
+    urgent, lone = await made(store, owner="ada", priority=5), await made(store, owner="eve")
+    due = await store.claim_due("one", now=clock.now, lease_s=30)
+    expected = {urgent.id, lone.id} | {each.id for each in crowd[: QUEUE_WINDOW - 1]}
+    assert {each.id for each in due} == expected
+    assert due[0].id == urgent.id
 
 
 async def test_a_bad_row_does_not_hide_the_others_from_a_claimer(
