@@ -10,6 +10,7 @@ from importlib.metadata import version
 from typing import Final
 
 from fastapi import Depends, FastAPI, Request, Response
+from fastapi.telemetry import TelemetryConfig
 from prometheus_client import CollectorRegistry
 
 from service.background import keep_running
@@ -63,6 +64,9 @@ ROUTERS: Final = (
 )
 DESCRIPTION: Final = "SimCLR experiments as a service: pretraining and sweeps on Ray, recorded in MLflow."
 STOP_TIMEOUT_S: Final = 10.0
+# Spans go where OTEL_EXPORTER_OTLP_ENDPOINT says, nowhere by default. Metrics are Prometheus', and
+# what fails is in the service's own log: an exception's words may quote what must not leave it.
+TELEMETRY: Final[TelemetryConfig] = {"auto_configure": True, "metrics": False, "logs": False, "operation_spans": False}
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
@@ -120,6 +124,7 @@ def build(settings: Settings) -> FastAPI:
         StoreUnavailable: If the database cannot be reached.
     """
     from service.cluster import RayJobs
+    from service.code_package import installed_code
     from service.store import SqlStore, migrations
     from service.tracking import MlflowTracking
 
@@ -132,7 +137,11 @@ def build(settings: Settings) -> FastAPI:
     return create_app(
         settings=settings,
         store=SqlStore(settings.database_address),
-        cluster=RayJobs(settings.ray_address, token=settings.ray_token),
+        cluster=RayJobs(
+            settings.ray_address,
+            token=settings.ray_token,
+            code=installed_code() if settings.ships_code else None,
+        ),
         tracking=MlflowTracking(settings.mlflow_uri),
         blobs=open_storage(settings.storage_uri),
     )
@@ -144,6 +153,7 @@ def _routes_only(*, lifespan: Lifespan | None) -> FastAPI:
         version=version("simclr-service"),
         description=DESCRIPTION,
         lifespan=lifespan,
+        telemetry=TELEMETRY,
         openapi_url=None,  # these three are routes of ours, with permissions
         docs_url=None,
         redoc_url=None,

@@ -10,13 +10,14 @@ import sys
 from typing import Any
 
 import structlog
+from opentelemetry import trace
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.types import Scope
 
 from service.experiment import State
 from service.ports import Store
 
-__all__ = ["RequestMetrics", "StateMetrics", "configure_logging"]
+__all__ = ["RequestMetrics", "StateMetrics", "add_trace", "configure_logging"]
 
 
 def configure_logging() -> None:
@@ -26,6 +27,7 @@ def configure_logging() -> None:
         structlog.stdlib.add_logger_name,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
+        add_trace,
         structlog.processors.format_exc_info,
     ]
     structlog.configure(
@@ -49,6 +51,14 @@ def configure_logging() -> None:
     root.setLevel(logging.INFO)
     for name in ("alembic", "httpx2"):  # one lists its plug-ins at each start, the other each call to Ray and MLflow
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def add_trace(_: object, __: str, line: dict[str, Any]) -> dict[str, Any]:
+    """Name the span under way, so that a log line is found from a trace and the other way round."""
+    span = trace.get_current_span().get_span_context()
+    if span.is_valid:
+        line |= {"trace_id": f"{span.trace_id:032x}", "span_id": f"{span.span_id:016x}"}
+    return line
 
 
 class RequestMetrics:

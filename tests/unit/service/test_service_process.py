@@ -1,41 +1,79 @@
-"""The service as a process: it answers while Ray and MLflow are away, and stays small."""
+"""The service as a process: it answers while Ray and MLflow are away, stays small, and sends traces where told."""
 
 from __future__ import annotations
 
+import json
 import os
+import queue
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import httpx2
 import psutil
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.sdk.trace import TracerProvider
 
+from service.edge.observability import add_trace
 from tests.conftest import free_port
 
 IDLE_BYTES = 300 * 10**6
 NOBODY = "http://127.0.0.1:9"
+CANARY = "simclr_canary-0123456789abcdef"
 
 
 def test_an_idle_service_is_small(tmp_path: Path) -> None:
+    with service_process(tmp_path) as (url, process):
+        assert httpx2.get(f"{url}/readyz").status_code == 503
+        assert psutil.Process(process.pid).memory_info().rss < IDLE_BYTES
+
+
+def test_spans_are_sent_where_the_standard_variables_say_and_carry_no_secret(tmp_path: Path) -> None:
+    trace_id = "0af7651916cd43dd8448eb211c80319c"
+    headers = {"Authorization": f"Bearer {CANARY}", "traceparent": f"00-{trace_id}-b7ad6b7169203331-01"}
+    with collector() as (address, received):
+        traces = {"OTEL_EXPORTER_OTLP_ENDPOINT": address, "OTEL_BSP_SCHEDULE_DELAY": "100"}
+        with service_process(tmp_path, **traces) as (url, _):
+            assert httpx2.get(f"{url}/experiments/exp_none", headers=headers).status_code == 401
+            request = next(sent for sent in iter(lambda: received.get(timeout=20), b"") if b"exp_none" in sent)
+    spans = [
+        span
+        for resource in ExportTraceServiceRequest.FromString(request).resource_spans
+        for scope in resource.scope_spans
+        for span in scope.spans
+    ]
+    assert ("GET /experiments/{experiment_id}", trace_id) in {(span.name, span.trace_id.hex()) for span in spans}
+    assert CANARY.encode() not in request
+    lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    assert CANARY not in str(lines)
+
+
+@contextmanager
+def service_process(home: Path, **environ: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """Run `python -m service` with nobody behind it and yield its address once it answers."""
     port = free_port()
     environment = os.environ | {
-        "SIMCLR_HOME": str(tmp_path),
+        "SIMCLR_HOME": str(home),
         "SIMCLR_PORT": str(port),
         "SIMCLR_RAY_ADDRESS": NOBODY,
         "SIMCLR_MLFLOW_URI": NOBODY,
         "SIMCLR_CPUS": "4",
     }
-    log = (tmp_path / "log").open("wb")
-    with log, subprocess.Popen([sys.executable, "-m", "service"], env=environment, stdout=log, stderr=log) as process:
+    log = (home / "log").open("wb")
+    command = [sys.executable, "-m", "service"]
+    with log, subprocess.Popen(command, env=environment | environ, stdout=log, stderr=log) as process:
         try:
             deadline = time.monotonic() + 60
             while not answers(f"http://127.0.0.1:{port}/livez"):
-                assert process.poll() is None, (tmp_path / "log").read_text()
+                assert process.poll() is None, (home / "log").read_text()
                 assert time.monotonic() < deadline
                 time.sleep(0.1)
-            assert httpx2.get(f"http://127.0.0.1:{port}/readyz").status_code == 503
-            assert psutil.Process(process.pid).memory_info().rss < IDLE_BYTES
+            yield f"http://127.0.0.1:{port}", process
         finally:
             process.terminate()
 
@@ -45,3 +83,31 @@ def answers(url: str) -> bool:
         return httpx2.get(url, timeout=2).is_success
     except httpx2.HTTPError:
         return False
+
+
+@contextmanager
+def collector() -> Iterator[tuple[str, queue.Queue[bytes]]]:
+    """Run what speaks OTLP over HTTP and yield its address and what it was sent."""
+    received: queue.Queue[bytes] = queue.Queue()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            received.put(self.rfile.read(int(self.headers["Content-Length"])))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", received
+        server.shutdown()
+
+
+def test_a_log_line_names_the_span_it_was_written_in() -> None:
+    assert add_trace(None, "info", {"event": "x"}) == {"event": "x"}
+    with TracerProvider().get_tracer("test").start_as_current_span("work") as span:
+        line = add_trace(None, "info", {"event": "x"})
+    context = span.get_span_context()
+    assert (int(line["trace_id"], 16), int(line["span_id"], 16)) == (context.trace_id, context.span_id)
