@@ -26,6 +26,7 @@ from service.edge.pages import login_page
 from service.edge.problems import install_handlers
 from service.edge.rate_limit import RateLimit
 from service.errors import SettingsError
+from service.housekeeping import Housekeeping
 from service.intake.lifecycle_verbs import Deletions
 from service.ports import Cluster, Store, Tracking
 from service.routes import (
@@ -183,6 +184,7 @@ async def _running(services: Services, dispatcher: Dispatcher, deletions: Deleti
             asyncio.create_task(keep_running("dispatcher", dispatcher.run, stop)),
             asyncio.create_task(keep_running("event_feed", services.feed.run, stop)),
             asyncio.create_task(keep_running("speed_history", services.speeds.run, stop)),
+            asyncio.create_task(keep_running("housekeeping", Housekeeping(store).run, stop)),
         ]
         await deletions.take_up()
         try:

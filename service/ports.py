@@ -242,6 +242,9 @@ class Store(Protocol):
     async def revoke_token(self, token_id: str) -> None:
         """Mark it revoked; repeating is no error. Raises TokenNotFound."""
 
+    async def tidy(self) -> None:
+        """Give back the space of what was deleted. Raises StoreUnavailable."""
+
     async def close(self) -> None:
         """Release connections."""
 

@@ -178,5 +178,8 @@ class SqlStore:
         async with self._database.write() as connection:
             await tokens.revoke(connection, token_id, at=self._clock())
 
+    async def tidy(self) -> None:
+        await self._database.tidy()
+
     async def close(self) -> None:
         await self._database.close()
