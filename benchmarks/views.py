@@ -2,7 +2,13 @@
 
     python benchmarks/views.py [--quick]
 
-Lightly gets PIL images and the same operations, without its mean and deviation (ours has none).
+Both make two views, float32 in 0..1 and of the same side, of the same square images of that side, in
+memory and decoded: PIL images for lightly, as its users have them, uint8 for us. The operations are the
+paper's at their probabilities: those of lightly's transform by default, blur included (at 32 pixels
+without and with it), less its mean and deviation (ours has none). Lightly's views stay apart; ours come
+as one batch, which costs us a copy that it leaves to its loader. Lightly's blur is an approximation of
+PIL's, ours is the Gaussian of torchvision.
+
 Time is the CPU time of this process, so that others on the machine distort the ratio less.
 """
 

@@ -52,7 +52,7 @@ def blur(planes_CMHW: Tensor, sigma_M: Tensor, *, radius: int) -> Tensor:
     blurred = planes_CMHW.index_select(1, device_order_M)
     for dim in (2, 3):
         blurred = _blur_along(blurred, weights_MK, dim=dim)
-    return torch.empty_like(blurred).index_copy_(1, device_order_M, blurred)
+    return planes_CMHW.index_copy_(1, device_order_M, blurred)
 
 
 def _blur_along(planes_CMHW: Tensor, weights_MK: Tensor, *, dim: int) -> Tensor:
@@ -60,15 +60,15 @@ def _blur_along(planes_CMHW: Tensor, weights_MK: Tensor, *, dim: int) -> Tensor:
     side, radius = planes_CMHW.shape[dim], weights_MK.shape[1] - 1
     border = [0, 0, radius, radius] if dim == 2 else [radius, radius, 0, 0]  # noqa: PLR2004 - H
     padded = functional.pad(planes_CMHW, border, mode="reflect")
-    weights_KM11 = weights_MK.T.contiguous().to(planes_CMHW)[:, :, None, None]
-    total = planes_CMHW * weights_KM11[0]
-    for tap in range(1, radius + 1):
-        num_views = int(weights_MK[:, tap].count_nonzero())
+    middle, *taps = weights_MK.T.contiguous().to(planes_CMHW)[:, :, None, None].unbind(0)
+    total = planes_CMHW * middle
+    for distance, num_views in enumerate(weights_MK[:, 1:].count_nonzero(dim=0).tolist(), start=1):
         if num_views == 0:
             break
-        part = padded[:, :num_views]
-        for start in (radius - tap, radius + tap):
-            total[:, :num_views].addcmul_(part.narrow(dim, start, side), weights_KM11[tap, :num_views])
+        some, part = total.narrow(1, 0, num_views), padded.narrow(1, 0, num_views)
+        weight_M11 = taps[distance - 1].narrow(0, 0, num_views)
+        for start in (radius - distance, radius + distance):
+            some.addcmul_(part.narrow(dim, start, side), weight_M11)
     return total
 
 
@@ -76,8 +76,6 @@ def _weights(sigma_M: Tensor, *, radius: int, dtype: torch.dtype) -> Tensor:
     """Return (M, radius + 1) float64: the weights of a pixel and of those 1..radius away; both sides sum to 1."""
     distance_K = torch.arange(radius + 1, dtype=torch.float64)
     weights_MK = (-0.5 * (distance_K / sigma_M[:, None]).square()).exp_()
-    total_M = weights_MK[:, 0].clone()
-    for tap in range(1, radius + 1):
-        total_M += 2 * weights_MK[:, tap]
-    weights_MK /= total_M[:, None]
+    total_M1 = 2 * weights_MK.cumsum(dim=1)[:, -1:] - 1  # the middle, of weight 1, once
+    weights_MK /= total_M1
     return weights_MK.masked_fill_(weights_MK < torch.finfo(dtype).eps, 0)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from trainer.spec import ColorJitter
 from trainer.views.chance import Chance
 
-__all__ = ["Adjustments", "RandomJitter", "adjust_hue_", "grayscale_", "jitter_"]
+__all__ = ["Adjustments", "RandomJitter", "adjust_contrast_", "adjust_hue_", "grayscale_", "jitter_"]
 
 LUMA = (0.2989, 0.587, 0.114)  # ITU-R BT.601, as torchvision and the paper's reference code
-_BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+HUE = 3
 
 
 class Adjustments(NamedTuple):
@@ -23,6 +23,10 @@ class Adjustments(NamedTuple):
     factors: Tensor  # float64, of brightness, contrast, saturation; 1 changes nothing
     hue: Tensor  # float64, turns of the colour circle, -0.5..0.5
     order: Tensor  # int64, the adjustment that comes 1st, 2nd, 3rd, 4th
+
+    def rank(self) -> Tensor:
+        """Return a number for each view's order, (M,) int64, 1..228; views next to each other by it go together."""
+        return 1 + (self.order * torch.tensor([64, 16, 4, 1])).sum(dim=1)
 
 
 class RandomJitter:
@@ -65,39 +69,41 @@ class Greying:
 def jitter_(planes_CMHW: Tensor, adjustments: Adjustments) -> None:
     """Adjust the colours of each view in its own order, in place.
 
-    Brightness, contrast and saturation are one formula, clamp(a x + b grey(x) + c mean(grey(x))):
-    so at each position all views are blended at once, with a = 1, b = c = 0 (which changes no bit)
-    where it is hue's turn. Within 1e-5 of torchvision's `adjust_*` in the same order, in float32.
+    Neighbours that have the same adjustment next are adjusted together. Within 1e-5 of
+    torchvision's `adjust_*` in the same order, in float32.
     """
-    is_M44 = functional.one_hot(adjustments.order, 4)  # [view, position, adjustment]
-    own_M4 = (is_M44[..., :HUE] * adjustments.factors[:, None]).sum(dim=2) + is_M44[..., HUE]
-    own_4M, grey_4M, mean_4M = (
-        weight_M4.T.contiguous().to(planes_CMHW)
-        for weight_M4 in (own_M4, (1 - own_M4) * is_M44[..., SATURATION], (1 - own_M4) * is_M44[..., CONTRAST])
-    )
-    for position in range(4):
-        _blend_(planes_CMHW, own_M=own_4M[position], grey_M=grey_4M[position], mean_M=mean_4M[position])
-        _turn_some_(planes_CMHW, adjustments.hue, rows=is_M44[:, position, HUE].nonzero()[:, 0])
+    adjust = (adjust_brightness_, adjust_contrast_, adjust_saturation_, adjust_hue_)
+    amount_M4 = torch.cat([adjustments.factors, adjustments.hue[:, None]], dim=1).to(planes_CMHW)
+    for next_M in adjustments.order.T.tolist():
+        for kind, views in groupby(range(len(next_M)), key=next_M.__getitem__):
+            first, *others = views
+            rows = slice(first, first + 1 + len(others))
+            adjust[kind](planes_CMHW[:, rows], amount_M4[rows, kind])
 
 
-def _blend_(planes_CMHW: Tensor, *, own_M: Tensor, grey_M: Tensor, mean_M: Tensor) -> None:
+def adjust_brightness_(planes_CMHW: Tensor, amount_M: Tensor) -> Tensor:
+    """Multiply each view by its factor, in place; torchvision's `adjust_brightness`."""
+    return planes_CMHW.mul_(amount_M[:, None, None]).clamp_(0, 1)
+
+
+def adjust_contrast_(planes_CMHW: Tensor, amount_M: Tensor) -> Tensor:
+    """Blend each view with its mean grey, in place; torchvision's `adjust_contrast`."""
     grey_MHW = luma(planes_CMHW)
-    mean_M11 = _mean(grey_MHW).mul_(mean_M[:, None, None])
-    grey_MHW.mul_(grey_M[:, None, None]).add_(mean_M11)
-    torch.addcmul(grey_MHW, planes_CMHW, own_M[:, None, None], out=planes_CMHW).clamp_(0, 1)
+    return _blend_(planes_CMHW, grey_MHW.copy_(_mean(grey_MHW)), amount_M)
 
 
-def _turn_some_(planes_CMHW: Tensor, hue_M: Tensor, *, rows: Tensor) -> None:
-    if len(rows) == 0:
-        return
-    device_rows = rows.to(planes_CMHW.device)
-    some_CMHW = planes_CMHW.index_select(1, device_rows)
-    adjust_hue_(some_CMHW, hue_M[rows])
-    planes_CMHW.index_copy_(1, device_rows, some_CMHW)
+def adjust_saturation_(planes_CMHW: Tensor, amount_M: Tensor) -> Tensor:
+    """Blend each view with its grey values, in place; torchvision's `adjust_saturation`."""
+    return _blend_(planes_CMHW, luma(planes_CMHW), amount_M)
 
 
-def adjust_hue_(planes_CMHW: Tensor, hue_M: Tensor) -> None:
-    """Turn the hue of each view by `hue_M` turns, -0.5..0.5, in place; value and chroma stay.
+def _blend_(planes_CMHW: Tensor, grey_MHW: Tensor, amount_M: Tensor) -> Tensor:
+    amount_M11 = amount_M[:, None, None]
+    return torch.addcmul(grey_MHW.mul_(1 - amount_M11), planes_CMHW, amount_M11, out=planes_CMHW).clamp_(0, 1)
+
+
+def adjust_hue_(planes_CMHW: Tensor, amount_M: Tensor) -> Tensor:
+    """Turn the hue of each view by `amount_M` turns, -0.5..0.5, in place; value and chroma stay.
 
     With chroma C = max - min, hue in sixths of a turn is sign(g - b) (1 + (g + b - r - min) / C),
     and a channel is min + C clamp(2 - |distance from its own hue|, 0, 1). It equals the textbook's
@@ -110,13 +116,12 @@ def adjust_hue_(planes_CMHW: Tensor, hue_M: Tensor) -> None:
     torch.maximum(chroma, blue, out=chroma)
     chroma.sub_(low)
     hue = (green + blue).sub_(red).sub_(low).div_(chroma.clamp(min=torch.finfo(chroma.dtype).tiny)).add_(1)
-    torch.copysign(hue, green - blue, out=hue)
-    hue.add_((6 * hue_M).to(hue)[:, None, None])
-    hue.sub_((hue / 6).round_().mul_(6))  # -3..3
-    torch.sub(2, hue.abs(), out=red)
-    torch.sub(hue, 2, out=green).abs_().sub_(3).abs_().sub_(1)  # 2 - distance, around the circle
-    torch.add(hue, 2, out=blue).abs_().sub_(3).abs_().sub_(1)
-    torch.addcmul(low, planes_CMHW.clamp_(0, 1), chroma, out=planes_CMHW)
+    torch.copysign(hue, green.sub_(blue), out=hue)  # -3..3
+    turned_CM = 6 * amount_M.to(hue) - torch.tensor([[0], [2], [-2]]).to(hue)  # from red, green and blue
+    turned_CM11 = (turned_CM - 6 * (turned_CM / 6).round())[:, :, None, None]  # -3..3
+    torch.add(hue, turned_CM11, out=planes_CMHW)
+    planes_CMHW.abs_().sub_(3).abs_().sub_(1).clamp_(0, 1)  # 2 - distance, around the circle
+    return torch.addcmul(low, planes_CMHW, chroma, out=planes_CMHW)
 
 
 def grayscale_(planes_CMHW: Tensor) -> None:
@@ -131,16 +136,9 @@ def luma(planes_CMHW: Tensor) -> Tensor:
 
 
 def _mean(grey_MHW: Tensor) -> Tensor:
-    """Return the mean of each view, (M, 1, 1), summed over a fixed tree.
+    """Return the mean of each view, (M, 1, 1), to 2**-40.
 
-    torch's own sum may split its work by the size of the batch, and so round differently.
+    It is summed in integers: a sum of floats rounds as torch splits it, by the size of the batch.
     """
-    sums = grey_MHW.flatten(1)
-    num_pixels = sums.shape[1]
-    while (width := sums.shape[1]) > 1:
-        half = width // 2
-        folded = sums[:, :half] + sums[:, half : 2 * half]
-        if width % 2:
-            folded[:, :1] += sums[:, -1:]
-        sums = folded
-    return (sums / num_pixels)[:, :, None]
+    sum_M11 = (grey_MHW * 2.0**40).long().sum(dim=(1, 2), keepdim=True)
+    return sum_M11.to(torch.float64).div_(2.0**40 * grey_MHW[0].numel()).to(grey_MHW)

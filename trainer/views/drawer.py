@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +10,8 @@ from torch import Tensor
 
 from trainer.spec import Operation, ViewsSpec
 from trainer.views.chance import Chance
+from trainer.views.color import Adjustments
+from trainer.views.rows import changed, rows_where
 from trainer.views.transformation import Transformation, build_transformation
 
 __all__ = ["ViewDrawer", "to_input"]
@@ -21,24 +22,18 @@ MIN_BLOCK_VIEWS = 4  # fewer are not worth the calls
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """An operation, and what it does to those views of a batch that drew it."""
+    """An operation, and what it does to each view that drew it."""
 
     transformation: Transformation[Any]
-    rows: Tensor  # int64, ascending
-    drawn: tuple[Tensor, ...]  # a row for each of `rows`
+    is_drawn: Tensor  # (M,) bool
+    drawn: tuple[Tensor, ...]  # a row for each view, whether it is applied or not
 
-    def applied(self, planes_CMHW: Tensor, *, start: int, stop: int) -> Tensor:
-        """Return rows start..stop - 1 of the batch, transformed where they are to be; they may be overwritten."""
-        first, last = torch.searchsorted(self.rows, torch.tensor([start, stop])).tolist()
-        if first == last:
-            return planes_CMHW
-        part = [values[first:last] for values in self.drawn]
+    def applied(self, planes_CMHW: Tensor, *, views: Tensor) -> Tensor:
+        """Return a block of views, transformed; `views` are their rows in the batch, and may be overwritten."""
+        rows = rows_where(self.is_drawn[views].tolist())
+        part = [values[views[rows]] for values in self.drawn]
         drawn = type(self.drawn)._make(part) if hasattr(self.drawn, "_make") else tuple(part)
-        if last - first == stop - start:
-            return self.transformation.apply(planes_CMHW, drawn)
-        rows = (self.rows[first:last] - start).to(planes_CMHW.device)
-        changed = self.transformation.apply(planes_CMHW.index_select(1, rows), drawn)
-        return planes_CMHW.index_copy_(1, rows, changed)
+        return changed(planes_CMHW, rows, lambda some_CMHW: self.transformation.apply(some_CMHW, drawn))
 
 
 class ViewDrawer:
@@ -77,40 +72,53 @@ class ViewDrawer:
         Arguments and errors are those of `draw`.
         """
         view_M = torch.arange(2).repeat_interleave(len(images_BHWC))
-        return self._views(images_BHWC.repeat(2, 1, 1, 1), sample_ids_B.repeat(2), view_M=view_M, epoch=epoch)
+        return self._views(images_BHWC, sample_ids_B.repeat(2), view_M=view_M, epoch=epoch)
 
-    def _views(self, images_MHWC: Tensor, sample_ids_M: Tensor, *, view_M: Tensor, epoch: int) -> Tensor:
-        self._require_images(images_MHWC)
+    def _views(self, images_BHWC: Tensor, sample_ids_M: Tensor, *, view_M: Tensor, epoch: int) -> Tensor:
+        """Return views of the images, in turn as often as there are ids."""
+        self._require_images(images_BHWC)
         views_MCHW = torch.empty(
-            (len(images_MHWC), 3, self._image_size, self._image_size),
+            (len(sample_ids_M), 3, self._image_size, self._image_size),
             dtype=self._dtype,
-            device=images_MHWC.device,
+            device=images_BHWC.device,
             memory_format=_memory_format(channels_last=self._channels_last),
         )
         chance = Chance(seed=self._seed, epoch=epoch, sample_ids=sample_ids_M.cpu(), views=view_M, stream=0)
         stages = self._drawn(chance)
-        for start, stop in self._blocks(images_MHWC):
-            planes_CMHW = _planes(images_MHWC[start:stop], dtype=self._dtype)
+        is_cached = images_BHWC.device.type == "cpu"
+        for rows in self._blocks(stages, num_views=len(views_MCHW), is_cached=is_cached):
+            device_rows = rows.to(images_BHWC.device)
+            images_MHWC = images_BHWC.index_select(0, device_rows % len(images_BHWC))
+            planes_CMHW = _planes(images_MHWC, dtype=self._dtype)
             for stage in stages:
-                planes_CMHW = stage.applied(planes_CMHW, start=start, stop=stop)
+                planes_CMHW = stage.applied(planes_CMHW, views=rows)
             for channel in range(3):  # three plain copies are faster than one that permutes
-                views_MCHW[start:stop, channel].copy_(planes_CMHW[channel])
+                views_MCHW[:, channel].index_copy_(0, device_rows, planes_CMHW[channel])
         return views_MCHW
 
     def _drawn(self, chance: Chance) -> list[Stage]:
         """Return what is done to which views; operation k has streams 2 k and 2 k + 1."""
-        stages = []
-        for index, (operation, transformation) in enumerate(zip(self._operations, self._transformations, strict=True)):
-            rows = _drawn_rows(operation, chance.of_stream(2 * index))
-            drawn = transformation.draw(chance.of_stream(2 * index + 1).of_rows(rows))
-            stages.append(Stage(transformation=transformation, rows=rows, drawn=drawn))
-        return stages
+        return [
+            Stage(
+                transformation=transformation,
+                is_drawn=_is_drawn(operation, chance.of_stream(2 * index)),
+                drawn=transformation.draw(chance.of_stream(2 * index + 1)),
+            )
+            for index, (operation, transformation) in enumerate(
+                zip(self._operations, self._transformations, strict=True)
+            )
+        ]
 
-    def _blocks(self, images_MHWC: Tensor) -> Iterator[tuple[int, int]]:
-        num_views = len(images_MHWC)
-        is_cached = images_MHWC.device.type == "cpu"
-        size = max(MIN_BLOCK_VIEWS, BLOCK_PIXELS // self._image_size**2 if is_cached else num_views)
-        return ((start, min(start + size, num_views)) for start in range(0, num_views, size))
+    def _blocks(self, stages: list[Stage], *, num_views: int, is_cached: bool) -> tuple[Tensor, ...]:
+        """Return the views in blocks, int64 rows; those to be treated alike are neighbours."""
+        alike_M = torch.zeros(num_views, dtype=torch.int64)
+        for stage in stages:
+            alike_M = 2 * alike_M + stage.is_drawn
+        for stage in stages:
+            if isinstance(stage.drawn, Adjustments):
+                alike_M += (stage.drawn.rank() * stage.is_drawn) << len(stages)
+        size = BLOCK_PIXELS // self._image_size**2 if is_cached else num_views
+        return torch.split(alike_M.argsort(stable=True), max(MIN_BLOCK_VIEWS, size))
 
     def _require_images(self, images_BHWC: Tensor) -> None:
         expected = (self._image_size, self._image_size, 3)
@@ -131,16 +139,17 @@ def to_input(images_BHWC: Tensor, *, dtype: torch.dtype, channels_last: bool) ->
 
 
 def _planes(images_MHWC: Tensor, *, dtype: torch.dtype) -> Tensor:
-    planes_CMHW = images_MHWC.permute(3, 0, 1, 2)
-    return planes_CMHW.to(dtype, memory_format=torch.contiguous_format).div_(255)
+    """Return (3, M, H, W), columns in one piece: a crop begins with them."""
+    planes_CMWH = images_MHWC.permute(3, 0, 2, 1)
+    return planes_CMWH.to(dtype, memory_format=torch.contiguous_format).div_(255).transpose(2, 3)
 
 
-def _drawn_rows(operation: Operation, chance: Chance) -> Tensor:
-    """Return the views, int64 rows, that an operation is applied to."""
+def _is_drawn(operation: Operation, chance: Chance) -> Tensor:
+    """Return the views that an operation is applied to, (M,) bool."""
     is_drawn_M = chance.uniform(1)[:, 0] < operation.p
     if operation.branch != "both":
         is_drawn_M &= chance.views == ("first", "second").index(operation.branch)
-    return is_drawn_M.nonzero()[:, 0]
+    return is_drawn_M
 
 
 def _memory_format(*, channels_last: bool) -> torch.memory_format:

@@ -15,7 +15,7 @@ from torch.nn import functional
 from trainer.spec import ColorJitter, CropResize, Cutout, GaussianBlur, GaussianNoise, HorizontalFlip, Rotation, Sobel
 from trainer.views.blur import RandomBlur, blur, blur_radius
 from trainer.views.chance import Chance
-from trainer.views.color import HUE, Adjustments, RandomJitter, adjust_hue_, grayscale_, jitter_
+from trainer.views.color import HUE, Adjustments, RandomJitter, adjust_contrast_, adjust_hue_, grayscale_, jitter_
 from trainer.views.corruption import AddNoise, RandomCutout, cut_out_, sobel
 from trainer.views.crop import Boxes, RandomCrop, crop_resize
 from trainer.views.geometry import RandomTurn, turn
@@ -98,6 +98,16 @@ def test_jitter_equals_the_adjustments_in_their_order(strength: float) -> None:
     expected = [adjusted(image, adjustments, row) for row, image in enumerate(images_of(planes))]
     jitter_(planes, adjustments)
     torch.testing.assert_close(planes, planes_of(expected), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("side", [3, 224])
+def test_contrast_leaves_the_mean_grey_where_it_is(side: int, dtype: torch.dtype) -> None:
+    """A factor of 0 leaves nothing but the mean, which is as exact as the type of the views."""
+    planes = torch.rand(3, 2, side, side, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype)
+    expected = [tv.rgb_to_grayscale(image.double()).mean().expand(3, side, side) for image in images_of(planes)]
+    adjust_contrast_(planes, torch.zeros(2, dtype=dtype))
+    assert_close(planes, planes_of(expected).to(dtype), dtype=dtype, single=1e-7)
 
 
 def test_hue_equals_adjust_hue_all_around_the_circle() -> None:

@@ -1,0 +1,37 @@
+"""Rows: some of the views of a block, changed where they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["Rows", "changed", "rows_where"]
+
+Rows = slice | Tensor  # int64 on the CPU
+
+
+def rows_where(is_chosen: Sequence[bool]) -> Rows:
+    """Return what selects the chosen views; neighbours are selected without a copy."""
+    views = [view for view, chosen in enumerate(is_chosen) if chosen]
+    if not views:
+        return slice(0, 0)
+    first, last = views[0], views[-1]
+    return slice(first, last + 1) if last - first == len(views) - 1 else torch.tensor(views)
+
+
+def changed(planes_CMHW: Tensor, rows: Rows, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return the views with some replaced by what `change` makes of them; all may be overwritten."""
+    if isinstance(rows, Tensor):
+        device_rows = rows.to(planes_CMHW.device)
+        return planes_CMHW.index_copy_(1, device_rows, change(planes_CMHW.index_select(1, device_rows)))
+    if rows.start == rows.stop:
+        return planes_CMHW
+    some_CMHW = planes_CMHW[:, rows]
+    changed_CMHW = change(some_CMHW)
+    if len(some_CMHW[0]) == len(planes_CMHW[0]):
+        return changed_CMHW
+    if changed_CMHW is not some_CMHW:
+        some_CMHW.copy_(changed_CMHW)
+    return planes_CMHW
