@@ -14,7 +14,7 @@ FAST := not ray and not slow and not browser and not postgres and not gpu
 # the rest stays in one process: it shares one Ray cluster and one MLflow server
 SPREAD := -n logical --maxprocesses 8
 
-.PHONY: help setup demo serve stop test test-fast check bench parity openapi lock clean
+.PHONY: help setup demo serve stop test test-fast test-gpu check bench parity openapi lock clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -47,6 +47,9 @@ test: $(STAMP)  ## All tests that run on one machine
 
 test-fast: $(STAMP)  ## The tests that need neither Ray nor a browser nor PostgreSQL: about a minute
 	$(PYTEST) $(SPREAD) -m "$(FAST)" $(ARGS)
+
+test-gpu: $(STAMP)  ## The tests that need a CUDA device; their bodies run on the CPU in every test run
+	$(PYTEST) -m gpu $(ARGS)
 
 check: $(STAMP)  ## Lint, format, types, imports, dependencies
 	$(BIN)/ruff check .

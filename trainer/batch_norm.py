@@ -1,15 +1,20 @@
 """Batch norm over the global batch, so that the number of ranks changes nothing (SimCLR, section 2.2).
 
 On CUDA this is torch's SyncBatchNorm. It refuses CPU tensors, so there the ranks exchange their
-statistics here: one gather a layer in forward, one in backward, summed in rank order. Mean and
-variance travel, not sums of squares, which cancel in float32.
+statistics here: one gather a layer in forward, one in backward, added up in rank order.
+
+One rank alone computes here too. Torch's CPU kernel adds up a channel of a channels_last float32
+batch value by value, which leaves its variance off by up to 2e-4. So the kernel gets blocks of a
+few images, and blocks are merged like ranks, in float64 (Chan et al. 1979: mean and variance, not
+sums of squares, which cancel). How many images make a block depends on their shape alone: if it
+divides B, the ranks' blocks are those of one process, and so are the merged statistics, nearly to the last bit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -18,26 +23,34 @@ from torch.distributed import ProcessGroup
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from trainer.collectives import all_gather, world_size
+from trainer.small_messages import MAX_BYTES, SmallMessages
 
 __all__ = ["GlobalBatchNorm", "globalize_batch_norm", "running_statistics_frozen"]
+
+Gather = Callable[[Tensor], Tensor]  # every rank's tensor, `[W, ...]`
 
 _STATE = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 _BUFFERS = _STATE[2:]
 
+BLOCK_IMAGES: Final = 32  # at most: smaller blocks spend their time in calls, larger ones divide fewer B
+BLOCK_VALUES: Final = 2**14  # of a channel, if one image has not more: so many are added up one by one
 
-def globalize_batch_norm(module: nn.Module, *, group: ProcessGroup | None) -> nn.Module:
+
+def globalize_batch_norm(
+    module: nn.Module, *, group: ProcessGroup | None, messages: SmallMessages | None = None
+) -> nn.Module:
     """Return `module` with every BatchNorm1d and BatchNorm2d made global over `group`, in place.
 
+    On CPU the ranks' statistics take the light path of `messages`, if there is one.
+
     Parameters and buffers stay the same objects under the same names, so an optimiser made before
-    and a state dict fit after. At W = 1 torch's own layers stay; in eval mode the global ones do
-    what torch's do. A `module` that is itself a batch norm is replaced in the return value.
+    and a state dict fit after. In eval mode, and alone on CUDA or in half precision, the global
+    ones do what torch's do. A `module` that is itself a batch norm is replaced in the return value.
     """
-    if group is None or world_size(group) == 1:
-        return module
     if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-        return _global_from(module, group)
+        return _global_from(module, group, messages)
     for name, child in module.named_children():
-        setattr(module, name, globalize_batch_norm(child, group=group))
+        setattr(module, name, globalize_batch_norm(child, group=group, messages=messages))
     return module
 
 
@@ -61,17 +74,35 @@ def running_statistics_frozen(module: nn.Module) -> Iterator[None]:
 
 
 class GlobalBatchNorm(nn.SyncBatchNorm):
-    """Batch norm with the statistics of all ranks of `process_group`; input `[B, C, ...]`, any float type."""
+    """Batch norm with the statistics of all ranks of `process_group`; None is this process alone.
+
+    Input `[B, C, ...]` of any float type; statistics are float32 or wider.
+    """
+
+    messages: SmallMessages | None = None
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name for it
-        """Return the normalised input; in training the running statistics move as torch's do."""
-        if input.is_cuda or not self.training:
+        """Return the normalised input; in training the running statistics move as torch's do.
+
+        Raises:
+            ValueError: If there is one value a channel in all, of which no variance can be told.
+        """
+        is_alone = world_size(self.process_group) == 1
+        # Alone in a half precision, what torch's sums lose (2e-4) is far below the type's own rounding (4e-3).
+        if not self.training or (is_alone and (input.is_cuda or input.dtype.itemsize < torch.float32.itemsize)):
+            return _BatchNorm.forward(self, input)
+        if input.is_cuda:
             return super().forward(input)
         self._check_input_dim(input)
-        output, mean_C, var_C, count = _GlobalNorm.apply(input, self.weight, self.bias, self.eps, self.process_group)
+        output, mean_C, var_C, count = _GlobalNorm.apply(input, self.weight, self.bias, self.eps, self._gather)
         if self.track_running_stats:
             self._move_running_statistics(mean_C, var_C, int(count))
         return output  # type: ignore[no-any-return]
+
+    def _gather(self, tensor: Tensor) -> Tensor:
+        if self.messages is not None and tensor.nbytes <= MAX_BYTES:
+            return self.messages.all_gather(tensor)
+        return all_gather(tensor, group=self.process_group)
 
     @torch.no_grad()
     def _move_running_statistics(self, mean_C: Tensor, var_C: Tensor, count: int) -> None:
@@ -83,10 +114,11 @@ class GlobalBatchNorm(nn.SyncBatchNorm):
         var.mul_(1 - momentum).add_(var_C, alpha=momentum * count / (count - 1))
 
 
-def _global_from(norm: _BatchNorm, group: ProcessGroup) -> GlobalBatchNorm:
+def _global_from(norm: _BatchNorm, group: ProcessGroup | None, messages: SmallMessages | None) -> GlobalBatchNorm:
     replacement = GlobalBatchNorm(
         norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats, process_group=group
     )
+    replacement.messages = messages
     for name in _STATE:
         setattr(replacement, name, getattr(norm, name))
     return replacement.train(norm.training)
@@ -97,12 +129,13 @@ class _GlobalNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(  # noqa: PLR0917 - `apply` takes no keywords
-        ctx: Any, x: Tensor, weight_C: Tensor | None, bias_C: Tensor | None, eps: float, group: ProcessGroup
+        ctx: Any, x: Tensor, weight_C: Tensor | None, bias_C: Tensor | None, eps: float, gather: Gather
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        mean_C, var_C, count = _global_statistics(x, group)
+        x = x.contiguous(memory_format=_layout(x))
+        mean_C, var_C, count = _global_statistics(x, gather)
         output = torch.native_batch_norm(x, weight_C, bias_C, mean_C, var_C, False, 0.0, eps)[0]
         ctx.save_for_backward(x, weight_C, mean_C, var_C)
-        ctx.eps, ctx.group, ctx.count = eps, group, count
+        ctx.eps, ctx.gather, ctx.count = eps, gather, count
         ctx.mark_non_differentiable(mean_C, var_C, count)
         return output, mean_C, var_C, count
 
@@ -110,36 +143,92 @@ class _GlobalNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         x, weight_C, mean_C, var_C = ctx.saved_tensors
-        # in eval mode torch's kernel sums dy and dy * normalised x over this rank, and no more
-        _, dot_C, sum_C = torch.ops.aten.native_batch_norm_backward(
-            dy, x, weight_C, mean_C, var_C, None, None, False, ctx.eps, [False, True, True]
-        )
+        dy = dy.contiguous(memory_format=_layout(x))
+        sums_2C = _gradient_sums(x, dy, mean_C, var_C, ctx.eps)
         dx = None
         if ctx.needs_input_grad[0]:
-            means_2C = all_gather(torch.cat([dot_C, sum_C]), group=ctx.group).sum(dim=0) / ctx.count
-            mean_dot_C, mean_sum_C = means_2C.chunk(2)
-            slope_C = (var_C + ctx.eps).rsqrt()
-            if weight_C is not None:
-                slope_C = slope_C * weight_C
-            # dx = slope (dy - mean(dy) - x_normalised mean(dy x_normalised)): the last two by torch's kernel
-            dx = torch.native_batch_norm(
-                x, -slope_C * mean_dot_C, -slope_C * mean_sum_C, mean_C, var_C, False, 0.0, ctx.eps
-            )[0]
-            dx.addcmul_(dy, slope_C.to(dy.dtype).view(-1, *[1] * (x.dim() - 2)))
+            means_2C = ctx.gather(sums_2C).sum(dim=0) / ctx.count
+            mean_dy_C, mean_dot_C = means_2C.chunk(2)
+            inverse_C = (var_C.double() + ctx.eps).rsqrt()
+            slope_C = inverse_C if weight_C is None else inverse_C * weight_C
+            # dx = slope (dy - mean(dy) - x_normalised mean(dy x_normalised))
+            by_x_C = -slope_C * mean_dot_C * inverse_C
+            dx = _combined(x, by_x_C, dy, slope_C, -slope_C * mean_dy_C - by_x_C * mean_C)
         # parameters get this rank's share: their gradients are averaged over ranks afterwards
+        sum_C, dot_C = sums_2C.to(mean_C.dtype).chunk(2)
         return dx, dot_C if ctx.needs_input_grad[1] else None, sum_C if ctx.needs_input_grad[2] else None, None, None
 
 
-def _global_statistics(x: Tensor, group: ProcessGroup) -> tuple[Tensor, Tensor, Tensor]:
+def _global_statistics(x: Tensor, gather: Gather) -> tuple[Tensor, Tensor, Tensor]:
     """Return the mean `[C]`, the biased variance `[C]` and the count `[1]` of all ranks' x, float32 or wider."""
     unused = x.new_zeros(x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32))  # it decides the result's type
-    mean_C, var_C = torch.batch_norm_update_stats(x, unused, unused.clone(), 0.0)
-    count = mean_C.new_tensor([x.numel() / x.shape[1]])
-    gathered_WM = all_gather(torch.cat([mean_C, var_C, count]), group=group)
-    mean_WC, var_WC, count_W1 = torch.split(gathered_WM, [len(mean_C), len(mean_C), 1], dim=1)
-    total = count_W1.sum(dim=0)
-    share_W1 = count_W1 / total
-    mean_C = (share_W1 * mean_WC).sum(dim=0)
-    # Chan et al. 1979, for all ranks at once: spread within ranks and between them
-    var_C = (share_W1 * (var_WC + (mean_WC - mean_C).square())).sum(dim=0)
-    return mean_C, var_C, total
+    blocks = _blocks(x)
+    found = [torch.batch_norm_update_stats(block, unused, unused, 0.0) for block in blocks]
+    moments_K2C = torch.stack([part_C for moments in found for part_C in moments]).view(len(blocks), -1).double()
+    counts_K1 = moments_K2C.new_tensor([[block.numel() / x.shape[1]] for block in blocks])
+    local_M = _merged(torch.cat([moments_K2C, counts_K1], dim=1))
+    merged_M = _merged(gather(local_M))
+    if merged_M[-1] <= 1:
+        raise ValueError(f"expected more than 1 value per channel when training, got input size {tuple(x.shape)}")
+    mean_C, var_C, count = torch.split(merged_M, [x.shape[1], x.shape[1], 1])
+    return mean_C.to(unused.dtype), var_C.to(unused.dtype), count
+
+
+def _merged(moments_KM: Tensor) -> Tensor:
+    """Return mean, biased variance and count, `[2C + 1]`, of K sets of values that are each given so."""
+    num_channels = moments_KM.shape[1] // 2
+    mean_KC, var_KC, count_K1 = torch.split(moments_KM, [num_channels, num_channels, 1], dim=1)
+    total = count_K1.sum(dim=0)
+    share_K1 = count_K1 / total
+    mean_C = (share_K1 * mean_KC).sum(dim=0)
+    # spread within the sets and between them
+    var_C = (share_K1 * (var_KC + (mean_KC - mean_C).square())).sum(dim=0)
+    return torch.cat([mean_C, var_C, total])
+
+
+def _gradient_sums(x: Tensor, dy: Tensor, mean_C: Tensor, var_C: Tensor, eps: float) -> Tensor:
+    """Return the sums over this rank of dy and of dy times normalised x, `[2C]`, float64."""
+    # in eval mode torch's kernel gives these sums and no more
+    blocks = [
+        torch.ops.aten.native_batch_norm_backward(
+            dy_block, x_block, None, mean_C, var_C, None, None, False, eps, [False, True, True]
+        )
+        for x_block, dy_block in zip(_blocks(x), _blocks(dy), strict=True)
+    ]
+    sums_K2C = torch.stack([part_C for _, dot_C, sum_C in blocks for part_C in (sum_C, dot_C)]).view(len(blocks), -1)
+    return sums_K2C.sum(dim=0, dtype=torch.float64)
+
+
+def _combined(x: Tensor, by_x_C: Tensor, dy: Tensor, by_dy_C: Tensor, constant_C: Tensor) -> Tensor:
+    """Return by_x x + by_dy dy + constant, channel by channel, in the type and layout of x."""
+    result = torch.empty_like(x)
+    is_channels_last = _layout(x) is torch.channels_last
+    type_ = torch.promote_types(x.dtype, torch.float32)
+    factors = [factor_C.to(type_) for factor_C in (by_x_C, by_dy_C, constant_C)]
+    if is_channels_last:  # a line of an image at a time: C values alone are too few for a vector loop
+        by_x, by_dy, constant = (factor_C.repeat(x.shape[3]) for factor_C in factors)
+        lines = [tensor.permute(0, 2, 3, 1).flatten(2) for tensor in (x, dy, result)]
+    else:
+        by_x, by_dy, constant = (factor_C.unsqueeze(1) for factor_C in factors)
+        lines = [tensor.view(*x.shape[:2], -1) for tensor in (x, dy, result)]
+    num_images = len(_blocks(x)[0])
+    for x_block, dy_block, out in zip(*(torch.split(tensor, num_images) for tensor in lines), strict=True):
+        if x.dtype == type_:
+            torch.addcmul(constant, x_block, by_x, out=out).addcmul_(dy_block, by_dy)
+        else:
+            out.copy_(torch.addcmul(constant, x_block.to(type_), by_x).addcmul_(dy_block.to(type_), by_dy))
+    return result
+
+
+def _blocks(x: Tensor) -> tuple[Tensor, ...]:
+    """Return x in blocks of a few images, a power of two that the shape of an image decides."""
+    num_images = min(BLOCK_IMAGES, max(1, BLOCK_VALUES // x.shape[2:].numel()))
+    return torch.split(x, 1 << num_images.bit_length() - 1)
+
+
+def _layout(x: Tensor) -> torch.memory_format:
+    """Return how the values of a batch lie; kernels need them in one of two ways."""
+    is_image = x.dim() == 4  # noqa: PLR2004 - [B, C, H, W]
+    if is_image and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
+        return torch.channels_last
+    return torch.contiguous_format

@@ -3,6 +3,11 @@
 A checkpoint is a safetensors blob and, written after it, a manifest with its digest: without the
 manifest it does not exist. There is no random state in it, since every draw is a function of
 (seed, epoch, sample, view) and the order of samples one of (seed, epoch): the step says it all.
+
+Kept are the last two, and the best: the one with the highest kNN accuracy of h (on images that are
+no test images) among the epochs where that was measured. A run goes on from the last and its
+bundle holds the last encoder, as in the paper: choosing the best epoch would choose by the images
+that the accuracy is reported on. The best is kept for a user who wants it all the same.
 """
 
 from __future__ import annotations
@@ -10,7 +15,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from safetensors.torch import load as load_tensors
@@ -40,9 +48,15 @@ class Checkpoint:
 
     step: int
     tensors: dict[str, Tensor]
+    score: float | None = None  # kNN accuracy of h, 0..1, where it was measured
 
 
-def capture(step: int, learner: nn.Module, optimizer: Optimizer) -> Checkpoint:
+class _Scored(NamedTuple):
+    score: float
+    step: int
+
+
+def capture(step: int, learner: nn.Module, optimizer: Optimizer, *, score: float | None = None) -> Checkpoint:
     """Return a copy of the state after `step` updates; training may go on at once."""
     tensors = {_LEARNER + name: value for name, value in learner.state_dict().items()}
     tensors |= {_OPTIMIZER + name: value for name, value in optimizer_tensors(optimizer, learner).items()}
@@ -53,6 +67,7 @@ def capture(step: int, learner: nn.Module, optimizer: Optimizer) -> Checkpoint:
             name: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
             for name, value in tensors.items()
         },
+        score=score,
     )
 
 
@@ -74,6 +89,11 @@ class CheckpointStore:
         self._prefix = context.key("checkpoints/")
         self._parent = _parent_prefix(context.parent)
         self._fence = fence
+        self._best = max(self._scored(), default=None) if fence is not None else None
+
+    def is_best(self, score: float | None) -> bool:
+        """Return whether a checkpoint of this score would be the best so far."""
+        return score is not None and (self._best is None or score > self._best.score)
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Write the checkpoint, then drop those that the policy does not keep.
@@ -85,6 +105,9 @@ class CheckpointStore:
         fence = self._fence
         if fence is None:
             raise ValueError("only the start that holds the fence may save")
+        best = self._best
+        if checkpoint.score is not None and self.is_best(checkpoint.score):
+            best = _Scored(checkpoint.score, checkpoint.step)
         data = save_tensors(checkpoint.tensors)
         blob_key = f"{self._prefix}state-{checkpoint.step:010d}-{fence.generation:08d}.safetensors"
         self._storage.write(blob_key, data)
@@ -93,9 +116,11 @@ class CheckpointStore:
             "blob": blob_key,
             "sha256": hashlib.sha256(data).hexdigest(),
             "size_bytes": len(data),
+            "score": best.score if best is not None and best.step == checkpoint.step else None,
         }
         fence.check()
         self._storage.write(f"{self._prefix}manifest-{checkpoint.step:010d}.json", json.dumps(manifest).encode())
+        self._best = best
         self._prune()
 
     def latest_step(self) -> int:
@@ -116,6 +141,15 @@ class CheckpointStore:
                     logger.warning("%s; falling back to the one before", error)
         return None
 
+    def load_best(self) -> Checkpoint | None:
+        """Return the best checkpoint that verifies, None where none was measured or all that were are torn."""
+        for scored in sorted(self._scored(), reverse=True):
+            try:
+                return self.load(scored.step)
+            except CheckpointCorrupt as error:
+                logger.warning("%s; falling back to the next best", error)
+        return None
+
     def load(self, step: int) -> Checkpoint:
         """Return the checkpoint of exactly this step. Raises CheckpointCorrupt."""
         for prefix in filter(None, (self._prefix, self._parent)):
@@ -132,16 +166,23 @@ class CheckpointStore:
             raise CheckpointCorrupt(f"checkpoint {manifest_key} is torn: {error}", key=manifest_key) from error
         if hashlib.sha256(data).hexdigest() != manifest["sha256"]:
             raise CheckpointCorrupt(f"checkpoint {manifest['blob']} does not match its digest", key=manifest_key)
-        return Checkpoint(step=int(manifest["step"]), tensors=load_tensors(data))
+        return Checkpoint(step=int(manifest["step"]), tensors=load_tensors(data), score=manifest.get("score"))
 
     def _prune(self) -> None:
         manifests = self._storage.list(f"{self._prefix}manifest-")
-        for key in manifests[:-KEEP_LAST]:
-            self._storage.delete(key)
         kept = {_step_of(key) for key in manifests[-KEEP_LAST:]}
-        for key in self._storage.list(f"{self._prefix}state-"):
+        if self._best is not None:
+            kept.add(self._best.step)
+        for key in [*manifests, *self._storage.list(f"{self._prefix}state-")]:
             if _step_of(key) not in kept:
                 self._storage.delete(key)
+
+    def _scored(self) -> Iterator[_Scored]:
+        """Yield the score and step of each checkpoint that has a score; of equal scores the later is the greater."""
+        for key in self._storage.list(f"{self._prefix}manifest-"):
+            with suppress(ValueError, BlobMissing):  # a torn one is nobody's best
+                if (score := json.loads(self._storage.read(key)).get("score")) is not None:
+                    yield _Scored(score, _step_of(key))
 
 
 def _step_of(key: str) -> int:

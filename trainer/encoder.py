@@ -33,14 +33,14 @@ class Encoder(ResNet):
 
 
 def build_encoder(spec: EncoderSpec, *, seed: int) -> Encoder:
-    """Return f, float32 on the CPU, initialised from `seed` alone; torch's global generators are not touched.
+    """Return f, float32 on the default device, initialised from `seed` alone; global generators are not touched.
 
     Convolutions start as He et al. 2015 have it (normal, fan out, as torchvision), norms as identity.
     Parameters are named as torchvision names them; a new encoder is one entry of `ARCHITECTURES`.
     """
     with torch.device("meta"):
         encoder = Encoder(name=spec.name, stem=spec.stem, width=spec.width, norm=spec.norm)
-    encoder = encoder.to_empty(device="cpu")
+    encoder = encoder.to_empty(device=torch.get_default_device())
     generator = initialisation_generator(seed, part="encoder")
     for module in encoder.modules():
         if isinstance(module, nn.Conv2d):

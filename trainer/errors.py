@@ -3,6 +3,7 @@
 TrainerError                 code            retryable
 ├── SpecError                spec_invalid    no    the spec asks for something that cannot be computed
 ├── DataError                data_invalid    no    the images or labels cannot be used as they are
+├── BatchTooLarge            batch_too_large no    a step would need more memory than a worker has left
 ├── NonFiniteLoss            non_finite_loss no    the loss became NaN or infinite at a step
 ├── CheckpointCorrupt        checkpoint_corrupt yes a checkpoint does not match its manifest
 ├── StorageUnavailable       storage_unavailable yes storage refused too many writes in a row
@@ -19,6 +20,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 __all__ = [
+    "BatchTooLarge",
     "BundleInvalid",
     "CheckpointCorrupt",
     "DataError",
@@ -69,6 +71,12 @@ class DataError(TrainerError):
     """The images or labels cannot be used as they are; names the file or field."""
 
     code = "data_invalid"
+
+
+class BatchTooLarge(TrainerError):
+    """A step would need more memory than a worker has left; the context names both, and what would fit."""
+
+    code = "batch_too_large"
 
 
 class NonFiniteLoss(TrainerError):

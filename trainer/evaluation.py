@@ -9,6 +9,7 @@ The test split is read once, at the end, and selects nothing.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -28,7 +29,7 @@ from trainer.precision import Precision
 from trainer.probe.features import Images, evaluating, extract_features, pixel_features
 from trainer.probe.knn import KnnResult, knn_probe
 from trainer.probe.linear import LinearProbe, fit_linear_probe, fit_on_fraction
-from trainer.probe.monitors import alignment, effective_rank, mean_std, uniformity
+from trainer.probe.monitors import Spread, alignment, effective_rank, has_collapsed, mean_std, spread, uniformity
 from trainer.probe.paired import mcnemar
 from trainer.probe.transformation import predict_transformations
 from trainer.spec import PretrainSpec
@@ -36,6 +37,8 @@ from trainer.team import Team
 from trainer.views import ViewDrawer
 
 __all__ = ["Evaluation", "FinalEvaluation"]
+
+logger = logging.getLogger(__name__)
 
 Features = NDArray[np.float32]
 Labels = NDArray[np.int64]
@@ -55,7 +58,7 @@ class FinalEvaluation:
     pretrain_h: Features
     validation_h: Features
     predictions: Labels | None  # of the linear probe, for the validation split
-    verdict: str  # does the encoder beat both baselines, in words
+    verdict: str  # has h collapsed, does it beat both baselines, in words
 
 
 class Evaluation:
@@ -66,6 +69,8 @@ class Evaluation:
         self._dataset = dataset
         self._team = team
         self._precision = precision
+        self._untrained_spread: Spread | None = None
+        self._has_warned = False
 
     # --- while it trains --------------------------------------------------------------------------
 
@@ -79,7 +84,11 @@ class Evaluation:
 
     def _monitors(self, learner: SimclrLearner | SupervisedLearner, validation_h: Features) -> dict[str, float]:
         h_MR = torch.from_numpy(validation_h)
-        metrics = {names.H_STD: mean_std(h_MR), names.H_EFFECTIVE_RANK: effective_rank(h_MR)}
+        metrics = {
+            names.H_STD: mean_std(h_MR),
+            names.H_EFFECTIVE_RANK: effective_rank(h_MR),
+            names.H_COLLAPSED: float(self._has_collapsed(h_MR)),
+        }
         if isinstance(learner, SimclrLearner):
             positions = np.arange(min(NUM_MONITORED, len(self._dataset.validation)))
             drawer = ViewDrawer(
@@ -96,6 +105,24 @@ class Evaluation:
             metrics |= {names.ALIGNMENT: alignment(z_2BD), names.UNIFORMITY: uniformity(z_2BD)}
         return metrics
 
+    def _has_collapsed(self, h_MR: torch.Tensor) -> bool:
+        """Judge h of the first images of the validation split against the untrained encoder's; warn once a run."""
+        count = min(NUM_MONITORED, len(h_MR))
+        if self._untrained_spread is None:
+            untrained_h = self._extract(self._untrained_encoder(), self._dataset.validation, slice(0, count))
+            self._untrained_spread = spread(torch.from_numpy(untrained_h))
+        trained = spread(h_MR[:count])
+        is_collapsed = has_collapsed(trained, untrained=self._untrained_spread)
+        if is_collapsed and not self._has_warned:
+            self._has_warned = True
+            logger.warning(
+                "h has collapsed: its standard deviation is %.2g and its effective rank %.3g, of the untrained encoder "
+                "%.2g and %.3g; lower optim.base_lr, lengthen optim.warmup_epochs, or strengthen the views",
+                *trained,
+                *self._untrained_spread,
+            )
+        return is_collapsed
+
     # --- at the end -------------------------------------------------------------------------------
 
     def final(self, learner: SimclrLearner | SupervisedLearner) -> FinalEvaluation | None:
@@ -106,7 +133,8 @@ class Evaluation:
         random_h = self._of_both(untrained)
         if not self._team.is_first:
             return None
-        metrics: dict[str, float] = {}
+        is_collapsed = self._has_collapsed(torch.from_numpy(h[1]))
+        metrics: dict[str, float] = {names.H_COLLAPSED: float(is_collapsed)}
         verdict, predictions = "the data set has no labels to judge h by", None
         if self._dataset.pretrain.labels is not None:
             baselines, verdict = self._against_baselines(h, random_h)
@@ -124,7 +152,7 @@ class Evaluation:
             pretrain_h=h[0],
             validation_h=h[1],
             predictions=predictions,
-            verdict=verdict,
+            verdict=f"h has collapsed; {verdict}" if is_collapsed else verdict,
         )
 
     def _against_baselines(

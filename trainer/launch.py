@@ -28,6 +28,10 @@ logger = logging.getLogger(__name__)
 MAX_WORKER_FAILURES: Final = 3
 MAX_CONTROLLER_FAILURES: Final = 3
 
+# How often a team with a range of workers looks for nodes that joined or left. Ray's own default is
+# a minute; a resize costs a start of the workers and the steps since the last checkpoint.
+RESIZE_CHECK_EVERY_S: Final = 15.0
+
 
 class TrialFailed(TrainerError):
     """The workers failed more often than is borne, or Ray could not start them."""
@@ -128,6 +132,7 @@ def _trainer(spec: PretrainSpec, context: TrialContext, on_epoch: OnEpoch | None
             num_workers=(workers.min, workers.max) if isinstance(workers, WorkerRange) else workers,  # type: ignore[arg-type] # Ray shows types of its first version
             use_gpu=has_gpu,
             resources_per_worker=resources,
+            elastic_resize_monitor_interval_s=RESIZE_CHECK_EVERY_S,  # type: ignore[call-arg] # likewise
         ),
         run_config=RunConfig(
             # The name is of one attempt: Ray would silently resume from what an old one left.

@@ -14,13 +14,15 @@ from torch.distributed import ProcessGroup
 from torch.nn import functional
 
 from trainer import metric_names
-from trainer.encoder import Encoder, build_encoder
+from trainer.batch_norm import globalize_batch_norm
+from trainer.encoder import Encoder, build_encoder, checkpoint_blocks
 from trainer.losses import build_objective
 from trainer.projection_head import build_projection_head
 from trainer.seeding import initialisation_generator
 from trainer.spec import PretrainSpec
+from trainer.team import Team
 
-__all__ = ["Learner", "SimclrLearner", "SupervisedLearner", "build_learner"]
+__all__ = ["Learner", "SimclrLearner", "SupervisedLearner", "build_learner", "prepare_learner"]
 
 
 class Learner(Protocol):
@@ -97,3 +99,18 @@ def build_learner(
     if num_classes is None:
         raise ValueError("supervised training needs labels")
     return SupervisedLearner(spec, num_classes=num_classes)
+
+
+def prepare_learner(
+    spec: PretrainSpec, *, num_classes: int | None, team: Team, dtype: torch.dtype
+) -> SimclrLearner | SupervisedLearner:
+    """Return a learner ready to train as a member of `team`: on its device, batch norm over all of it."""
+    learner = build_learner(spec, num_classes=num_classes, group=team.group)
+    if spec.memory.activation_checkpointing:
+        checkpoint_blocks(learner.encoder)
+    learner = learner.to(device=team.device, dtype=dtype)
+    if spec.channels_last:
+        learner = learner.to(memory_format=torch.channels_last)
+    # changes what is inside, not the learner itself
+    globalize_batch_norm(learner, group=team.group, messages=team.messages)
+    return learner

@@ -17,31 +17,34 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from trainer import metric_names
-from trainer.batch_norm import globalize_batch_norm
 from trainer.checkpoint import CheckpointStore, capture, restore
 from trainer.context import TrialContext
 from trainer.data.dataset import Dataset
 from trainer.data.order import epoch_batches, steps_per_epoch
 from trainer.data.prepare import prepare
 from trainer.data.reader import BatchReader
-from trainer.encoder import checkpoint_blocks
 from trainer.epoch_report import EpochReport, OnEpoch
 from trainer.errors import NonFiniteLoss, Stopped
 from trainer.evaluation import Evaluation
-from trainer.learner import SimclrLearner, SupervisedLearner, build_learner
+from trainer.learner import prepare_learner
+from trainer.memory import require_memory
 from trainer.optim import build_optimizer
+from trainer.parity import TOLERANCES, team_parity
 from trainer.precision import Precision, resolve_precision
 from trainer.products import leave_products
+from trainer.provenance import require_same_data
 from trainer.record import describe_run
 from trainer.schedule import learning_rate
 from trainer.scribe import Scribe, StopKind
 from trainer.spec import PretrainSpec
 from trainer.step import StepOutcome, Stepper
-from trainer.storage import open_storage
+from trainer.storage import Storage, open_storage
 from trainer.team import Team
+from trainer.tracking import DRAIN_S
+from trainer.transfer import to_device
 from trainer.views import ViewDrawer
 
 if TYPE_CHECKING:
@@ -51,7 +54,6 @@ __all__ = ["train"]
 
 logger = logging.getLogger(__name__)
 
-DRAIN_S = 120.0  # how long a finished trial waits for MLflow to take the rest
 READ_EVERY_STEPS_CUDA = 16  # outcomes are read in groups there, so that no step waits for the device
 
 
@@ -62,6 +64,7 @@ def train(spec: PretrainSpec, context: TrialContext, team: Team, *, on_epoch: On
         Stopped: If a pause or a cancel was asked for; a checkpoint of the last step is there.
         NonFiniteLoss: With step, rank and value.
         DataError: If the images or labels cannot be used.
+        BatchTooLarge: If a step needs more memory than there is.
         Superseded: If a later start owns the trial.
     """
     scribe = Scribe(context) if team.is_first else None
@@ -97,8 +100,11 @@ class Run:
             validation_ratio=spec.data.validation_ratio,
         )
         self.steps_per_epoch = steps_per_epoch(len(self.dataset.pretrain), spec.batch_size)
+        require_memory(spec, num_classes=self.dataset.num_classes, team=team)
         self.precision: Precision = resolve_precision(spec.precision, team.device)
-        self.learner = _prepare_learner(spec, self.dataset, team, self.precision)
+        self.learner = prepare_learner(
+            spec, num_classes=self.dataset.num_classes or None, team=team, dtype=self.precision.dtype
+        )
         self.optimizer: Optimizer = build_optimizer(spec.optim, self.learner)
         self.drawer = ViewDrawer(
             spec.views,
@@ -116,6 +122,8 @@ class Run:
             compile_=spec.compile,
         )
         self.evaluation = Evaluation(spec, self.dataset, team, self.precision)
+        self._storage: Storage = scribe.storage if scribe is not None else open_storage(context.storage)
+        self._start_metrics: dict[str, float] = {}
         self.last_step = 0
         self._has_stepped = False
 
@@ -123,10 +131,12 @@ class Run:
 
     def run(self) -> None:
         """Train, evaluate and export, from wherever an earlier start got."""
+        require_same_data(self._storage, self.context, self.spec.data, self.dataset, self.team)
         first_step = self._resume()
         if self.scribe is not None:
             self.scribe.begin(describe_run(self.spec, self.context, self.dataset, self.team, self.precision))
             self.scribe.mark("train")
+        self._check_parity(first_step)
         logger.info("training from step %d of %d on %d workers", first_step, self.total_steps, self.team.world_size)
         stopped_by = self._train(first_step)
         if stopped_by in ("pause", "cancel"):
@@ -145,7 +155,7 @@ class Run:
         store = (
             self.scribe.checkpoints
             if self.scribe is not None
-            else CheckpointStore(open_storage(self.context.storage), self.context, fence=None)
+            else CheckpointStore(self._storage, self.context, fence=None)
         )
         step = store.latest_step() if self.team.is_first else 0
         step = _agree_on(step, self.team)
@@ -154,6 +164,25 @@ class Run:
             logger.info("resumed from the checkpoint of step %d", step)
         self.last_step = step
         return step
+
+    def _check_parity(self, first_step: int) -> None:
+        """Compare the gradient of this team with that of one worker, and record by how much they differ."""
+        error = team_parity(self.spec, self.learner, self.dataset, self.team)
+        if self.scribe is None or error is None:
+            return
+        self._start_metrics = {
+            metric_names.PARITY_ERROR: error,
+            metric_names.NUM_WORKERS: float(self.team.world_size),
+        }
+        self.scribe.metrics(max(1, first_step), self._start_metrics)
+        if not error <= TOLERANCES["float64"]:
+            logger.warning(
+                "parity: the gradient of %d workers differs from that of one by %.3g, more than the %.0e of rounding: "
+                "this run is not the one that its spec names",
+                self.team.world_size,
+                error,
+                TOLERANCES["float64"],
+            )
 
     def _train(self, first_step: int) -> StopKind | None:
         """Make the updates behind `first_step`; return what stopped them early, if anything did."""
@@ -164,7 +193,6 @@ class Run:
             if self.last_step == (epoch + 1) * per_epoch:
                 images = (self.last_step - started_at_step) * self.spec.batch_size
                 is_early = self._end_epoch(epoch + 1, images / (time.perf_counter() - started_s))
-                self._keep()  # behind the epoch's own metrics, so that no resume loses them
                 if is_early:
                     return "early"
             if should_stop:
@@ -209,8 +237,8 @@ class Run:
         for step, batch in enumerate(BatchReader(self.dataset.pretrain).read(positions), start=start):
             yield (
                 step,
-                torch.from_numpy(batch.images).to(device, non_blocking=True),
-                None if batch.labels is None else torch.from_numpy(batch.labels).to(device),
+                to_device(torch.from_numpy(batch.images), device),
+                None if batch.labels is None else to_device(torch.from_numpy(batch.labels), device),
                 torch.from_numpy(batch.sample_ids),  # on the CPU, where their draws are decided
             )
 
@@ -246,6 +274,7 @@ class Run:
         should_stop = False
         if self.scribe is not None:
             self.scribe.metrics(self.last_step, values)
+            self._keep(values.get(metric_names.KNN_ACCURACY))  # behind the metrics: no resume loses them
             logger.info("epoch %d of %d: %s", epoch, self.spec.epochs, _in_words(values))
             if self.on_epoch is not None and epoch < self.spec.epochs:
                 report = EpochReport(epoch=epoch, step=self.last_step, metrics=values)
@@ -274,14 +303,19 @@ class Run:
             final=final,
             drawer=self.drawer,
         )
-        marker = {"state": "succeeded", "step": self.last_step, "metrics": final.metrics, **bundle}
+        marker = {
+            "state": "succeeded",
+            "step": self.last_step,
+            "metrics": self._start_metrics | final.metrics,
+            **bundle,
+        }
         self.scribe.complete(marker, drain_s=DRAIN_S)
 
     # --- checkpoints and stops --------------------------------------------------------------------
 
-    def _keep(self) -> None:
-        if self.scribe is not None and self.scribe.is_checkpoint_due():
-            self.scribe.checkpoint(capture(self.last_step, self.learner, self.optimizer))
+    def _keep(self, score: float | None = None) -> None:
+        if self.scribe is not None and self.scribe.is_checkpoint_due(score):
+            self.scribe.checkpoint(capture(self.last_step, self.learner, self.optimizer, score=score))
 
     def _keep_now(self) -> None:
         if self.scribe is not None:
@@ -290,20 +324,6 @@ class Run:
     def _agreed_stop(self) -> StopKind:
         wish = self.scribe.stop_wish if self.scribe is not None else None
         return "cancel" if _agree_on(int(wish == "cancel"), self.team) else "pause"
-
-
-def _prepare_learner(
-    spec: PretrainSpec, dataset: Dataset, team: Team, precision: Precision
-) -> SimclrLearner | SupervisedLearner:
-    learner = build_learner(spec, num_classes=dataset.num_classes or None, group=team.group)
-    if spec.memory.activation_checkpointing:
-        checkpoint_blocks(learner.encoder)
-    learner = learner.to(device=team.device, dtype=precision.dtype)
-    if spec.channels_last:
-        learner = learner.to(memory_format=torch.channels_last)
-    module: nn.Module = globalize_batch_norm(learner, group=team.group)
-    assert isinstance(module, (SimclrLearner, SupervisedLearner))  # noqa: S101 - replaced inside, not itself
-    return module
 
 
 def _agree_on(value: int, team: Team) -> int:

@@ -1,7 +1,8 @@
 """The names under which metrics are kept, in MLflow and at `/experiments/{id}/metrics`.
 
 Accuracies are ratios 0..1. `loss`, `contrastive_accuracy`, `entropy`, `lr` have one point for
-every step under its global step; the others have one under the last step of their epoch.
+every step under its global step; `parity_error` and `num_workers` one for every start, under the
+step it began from; the others have one under the last step of their epoch.
 """
 
 from __future__ import annotations
@@ -30,8 +31,13 @@ ALIGNMENT: Final = "alignment"
 UNIFORMITY: Final = "uniformity"
 H_STD: Final = "h_std"
 H_EFFECTIVE_RANK: Final = "h_effective_rank"
+H_COLLAPSED: Final = "h_collapsed"  # 1 if a monitor says so, else 0
+
+PARITY_ERROR: Final = "parity_error"  # |g_W - g_1| / |g_1| in float64, of the team that trains
+NUM_WORKERS: Final = "num_workers"  # W
 
 STEP_METRICS: Final = (LOSS, CONTRASTIVE_ACCURACY, ENTROPY, LR)
+START_METRICS: Final = (PARITY_ERROR, NUM_WORKERS)
 
 # Transformation prediction (SimCLR, Table 3): one name per task and per place it is read from.
 TRANSFORMATION_TASKS: Final = ("colour_vs_grey", "rotation", "original_vs_corrupted", "original_vs_sobel")
@@ -57,7 +63,8 @@ EVALUATION_METRICS: Final = (
     UNIFORMITY,
     H_STD,
     H_EFFECTIVE_RANK,
+    H_COLLAPSED,
     *(transformation_accuracy(task, source) for task in TRANSFORMATION_TASKS for source in "hz"),
 )
 
-ALL_METRICS: Final = (*STEP_METRICS, IMAGES_PER_SECOND, EPOCH, *EVALUATION_METRICS)
+ALL_METRICS: Final = (*STEP_METRICS, *START_METRICS, IMAGES_PER_SECOND, EPOCH, *EVALUATION_METRICS)

@@ -33,11 +33,12 @@ class Point(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """One entry: points to log, or one artifact (a storage key and its path in MLflow)."""
+    """One entry: points to log, one artifact (a storage key and its path in MLflow), or an encoder to register."""
 
     number: int
     points: tuple[Point, ...] = ()
     artifact: Mapping[str, str] | None = None
+    bundle_sha256: str | None = None  # of the encoder
 
 
 class Outbox:
@@ -81,6 +82,11 @@ class Outbox:
         while not self._append({"artifact": {"key": key, "path": path}}):
             self._catch_up()
 
+    def append_encoder(self, bundle_sha256: str) -> None:
+        """Put the encoder of this bundle in line to be registered."""
+        while not self._append({"bundle_sha256": bundle_sha256}):
+            self._catch_up()
+
     def unsent(self) -> Iterator[Entry]:
         """Yield the entries behind the sent mark, in order, as they are in storage."""
         for number in range(self.sent + 1, self._next):
@@ -119,7 +125,7 @@ class Outbox:
     def _read(self, number: int) -> Entry:
         document = json.loads(self._storage.read(self._key(number)))
         points = tuple(Point(*values) for values in document.get("points", ()))
-        return Entry(number=number, points=points, artifact=document.get("artifact"))
+        return Entry(number, points, document.get("artifact"), document.get("bundle_sha256"))
 
     def _key(self, number: int) -> str:
         return f"{self._prefix}entry-{number:08d}.json"

@@ -54,6 +54,8 @@ class Scribe:
 
     def begin(self, description: RunDescription) -> None:
         """Start recording; what an earlier start left unsent goes first."""
+        # for whoever sends what this start could not: MLflow may come back when it has ended
+        self.storage.write(self.context.key("metrics/description.json"), json.dumps(vars(description)).encode())
         outbox = Outbox(self.storage, self.context.key("metrics/"), self.fence)
         self.recorder = TrialRecorder(
             storage=self.storage, context=self.context, outbox=outbox, description=description
@@ -68,6 +70,10 @@ class Scribe:
         """Keep an artifact of the trial."""
         self._recorder.artifact(path, data)
 
+    def encoder(self, bundle_sha256: str) -> None:
+        """Register the encoder of this bundle as the experiment's."""
+        self._recorder.encoder(bundle_sha256)
+
     def series(self, *keys: str) -> dict[str, list[tuple[int, float]]]:
         """Return (step, value) of each metric since the trial's first start."""
         return self._recorder.series(*keys)
@@ -81,8 +87,10 @@ class Scribe:
 
     # --- checkpoints ------------------------------------------------------------------------------
 
-    def is_checkpoint_due(self) -> bool:
-        """Return whether enough time has passed and the one before is written."""
+    def is_checkpoint_due(self, score: float | None = None) -> bool:
+        """Return whether this would be the best, or enough time has passed and the one before is written."""
+        if self.checkpoints.is_best(score):
+            return True
         is_idle = self._pending is None or self._pending.done()
         return is_idle and time.monotonic() - self._last_checkpoint_s >= CHECKPOINT_EVERY_S
 

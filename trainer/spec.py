@@ -40,6 +40,7 @@ __all__ = [
     "SpecProblem",
     "ViewsSpec",
     "WorkerRange",
+    "has_batch_norm",
     "spec_problems",
 ]
 
@@ -324,6 +325,12 @@ class SpecProblem(BaseModel):
     involves: tuple[str, ...] = ()  # other pointers the judgement rests on
 
 
+def has_batch_norm(spec: PretrainSpec) -> bool:
+    """Return whether images of a batch see each other in f or g, so that it cannot be computed in parts."""
+    head = spec.projection_head
+    return spec.encoder.norm == "batch" or (head.kind == "nonlinear" and head.batch_norm)
+
+
 def spec_problems(spec: PretrainSpec) -> list[SpecProblem]:
     """Return every impossible combination in `spec`, none hiding another; [] if it can run."""
     return [*_scaling_problems(spec), *_schedule_problems(spec), *_memory_problems(spec), *_method_problems(spec)]
@@ -382,9 +389,7 @@ def _memory_problems(spec: PretrainSpec) -> list[SpecProblem]:
     if micro_batch is None:
         return []
     problems: list[SpecProblem] = []
-    head = spec.projection_head
-    has_batch_norm = spec.encoder.norm == "batch" or (head.kind == "nonlinear" and head.batch_norm)
-    if has_batch_norm:
+    if has_batch_norm(spec):
         problems.append(
             SpecProblem(
                 pointer="/memory/micro_batch",

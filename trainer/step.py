@@ -78,7 +78,8 @@ class Stepper:
         local_loss = metrics["loss"].detach().clone()
         gradients = [gradient_of(parameter) for parameter in self._parameters]
         values = torch.stack([value.detach().to(gradients[0].dtype) for value in metrics.values()])
-        values = torch.cat([values, values.new_tensor([float(wishes_stop)])])
+        # filled on the device: a copy from the host would wait for all that is queued there
+        values = torch.cat([values, values.new_full((1,), float(wishes_stop))])
         mean_flat_([*gradients, values], group=self._team.group)
         set_learning_rate(self.optimizer, learning_rate)
         self.optimizer.step()

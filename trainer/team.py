@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch.distributed import ProcessGroup
 
+from trainer.small_messages import SmallMessages
+
 __all__ = ["Team", "usable_workers"]
 
 
@@ -18,6 +20,7 @@ class Team:
     world_size: int = 1
     group: ProcessGroup | None = None
     device: torch.device = torch.device("cpu")
+    messages: SmallMessages | None = None  # a light path beside `group`, on CPU
 
     @property
     def is_first(self) -> bool:

@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 from trainer.context import TrialContext
 from trainer.errors import StorageUnavailable, Superseded, TrainerError
+from trainer.model_registry import BestEncoder, register_encoder
 from trainer.outbox import Entry, Outbox, Point
 from trainer.storage import Storage
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-__all__ = ["EXPERIMENT_NAME", "MlflowRuns", "RunDescription", "TrialRecorder", "flatten"]
+__all__ = ["DRAIN_S", "EXPERIMENT_NAME", "MlflowRuns", "RunDescription", "TrialRecorder", "flatten"]
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ TAG_PARENT = "mlflow.parentRunId"
 
 DURABLE_EVERY_S = 1.0  # a point is visible within 5 s: 1 s to storage, 1 s to MLflow, the rest is slack
 RETRY_EVERY_S = 2.0
+DRAIN_S = 120.0  # how long who has finished waits for MLflow to take the rest
 MAX_FAILED_WRITES = 30  # of the outbox, in a row: half a minute and more of storage being down
 POINTS_A_BATCH = 1000  # MLflow's limit for one log-batch call
 
@@ -204,6 +206,12 @@ class TrialRecorder:
             self._outbox.append_artifact(key=key, path=path)
         self._has_entries.set()
 
+    def encoder(self, bundle_sha256: str) -> None:
+        """Put the encoder in line to be registered as the experiment's, behind the files of its bundle."""
+        with self._outbox_lock:
+            self._outbox.append_encoder(bundle_sha256)
+        self._has_entries.set()
+
     def persist(self) -> None:
         """Make durable all that was recorded so far; a checkpoint is committed only behind this."""
         with self._outbox_lock:
@@ -295,3 +303,13 @@ class TrialRecorder:
             runs.log_points(run_id, entry.points)
         if entry.artifact:
             runs.log_artifact(run_id, entry.artifact["path"], self._storage.read(entry.artifact["key"]))
+        if entry.bundle_sha256:
+            context = self._context
+            encoder = BestEncoder(
+                experiment_id=context.experiment_id,
+                experiment_name=context.experiment_name,
+                trial_id=context.trial_id,
+                mlflow_run_id=run_id,
+                bundle_sha256=entry.bundle_sha256,
+            )
+            register_encoder(runs.client, encoder)

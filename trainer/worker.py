@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-import socket
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from typing import Final
 
@@ -19,7 +19,9 @@ from trainer.context import TrialContext
 from trainer.epoch_report import OnEpoch
 from trainer.errors import TrainerError
 from trainer.loop import train
+from trainer.network import free_address, interface_of
 from trainer.outcome import leave_outcome
+from trainer.small_messages import connected
 from trainer.spec import PretrainSpec
 from trainer.team import Team, usable_workers
 
@@ -53,7 +55,8 @@ def _joined_team(spec: PretrainSpec) -> Iterator[Team | None]:
     ray_context = ray.train.get_context()
     rank, available = ray_context.get_world_rank(), ray_context.get_world_size()
     workers = usable_workers(spec.batch_size, available)
-    address = broadcast_from_rank_zero(_free_address() if rank == 0 else None)
+    host = str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call] # Ray gives it no types
+    address = broadcast_from_rank_zero(free_address(host) if rank == 0 else None)
     if rank >= workers:
         yield None
         return
@@ -64,19 +67,16 @@ def _joined_team(spec: PretrainSpec) -> Iterator[Team | None]:
         yield Team(device=device)
         return
     backend = "gloo" if device.type == "cpu" else "nccl"
+    if interface := interface_of(host):
+        # Else gloo takes the one its host name resolves to, which is loopback on many a machine.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     dist.init_process_group(
         backend, init_method=f"tcp://{address}", rank=rank, world_size=workers, timeout=COLLECTIVE_TIMEOUT
     )
+    group = dist.group.WORLD
+    assert group is not None  # noqa: S101 - for the type checker
     try:
-        yield Team(rank=rank, world_size=workers, group=dist.group.WORLD, device=device)
+        with connected(group, timeout=COLLECTIVE_TIMEOUT) if backend == "gloo" else nullcontext() as messages:
+            yield Team(rank=rank, world_size=workers, group=group, device=device, messages=messages)
     finally:
         dist.destroy_process_group()
-
-
-def _free_address() -> str:
-    """Return an address of this node, where rank 0 will listen for the others."""
-    host = str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call] # Ray gives it no types
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.bind((host, 0))
-        port = probe.getsockname()[1]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

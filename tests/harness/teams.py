@@ -7,6 +7,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch.multiprocessing.spawn import spawn
 
 from trainer.context import TrialContext
 from trainer.loop import train
+from trainer.small_messages import connected
 from trainer.spec import PretrainSpec
 from trainer.team import Team
 
@@ -36,7 +38,10 @@ def _enter(rank: int, world_size: int, init_method: str, body: Callable[..., Non
         return
     dist.init_process_group("gloo", init_method=init_method, rank=rank, world_size=world_size)
     try:
-        body(Team(rank=rank, world_size=world_size, group=dist.group.WORLD), *arguments)
+        group = dist.group.WORLD
+        assert group is not None
+        with connected(group, timeout=timedelta(minutes=5)) as messages:
+            body(Team(rank=rank, world_size=world_size, group=group, messages=messages), *arguments)
     finally:
         dist.destroy_process_group()
 

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ __all__ = ["NpzSource"]
 
 NUM_DIMS = 4  # NHWC
 CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
+# what damage anywhere in the file ends in; RuntimeError is a member that is encrypted or packed in an unknown way
+UNREADABLE = (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 class NpzSource:
@@ -118,7 +121,7 @@ class NpzSource:
                     field = member.filename.removesuffix(".npy")
                     with archive.open(member) as file:
                         headers[field] = (*_read_header(file), member.file_size - file.tell())
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
+        except UNREADABLE as error:
             raise DataError(f"{self._path.name} is no .npz file: {error}", file=self._path.name) from error
         for field, (shape, dtype, size_bytes) in headers.items():
             if dtype.hasobject:
@@ -133,7 +136,7 @@ class NpzSource:
                 return np.asarray(arrays[field])
         except KeyError as error:
             raise self._error(field, "is missing") from error
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
+        except UNREADABLE as error:
             raise self._error(field, f"cannot be read: {error}") from error
 
     def _error(self, field: str, problem: str) -> DataError:

@@ -2,11 +2,41 @@
 
 from __future__ import annotations
 
+from typing import Final, NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize, pdist
 
-__all__ = ["alignment", "effective_rank", "mean_std", "uniformity"]
+__all__ = ["Spread", "alignment", "effective_rank", "has_collapsed", "mean_std", "spread", "uniformity"]
+
+COLLAPSED_STD_RATIO: Final = 0.1  # of the untrained encoder's
+COLLAPSED_RANK: Final = 2.0  # below it, one direction holds nearly all of h
+COLLAPSED_RANK_RATIO: Final = 0.5  # of the untrained encoder's, where that is low by itself
+
+
+class Spread(NamedTuple):
+    """How far h spreads over images: `mean_std` and `effective_rank`."""
+
+    std: float
+    rank: float
+
+
+def spread(h_MR: Tensor) -> Spread:
+    """Return both measures of one h."""
+    return Spread(std=mean_std(h_MR), rank=effective_rank(h_MR))
+
+
+def has_collapsed(trained: Spread, *, untrained: Spread) -> bool:
+    """Return whether training took from h what even random weights have, on the same images.
+
+    Collapsed is an h that varies less than a tenth as much as the untrained encoder's, or whose
+    effective rank is below 2 and below half of the untrained encoder's. Images that are alike give
+    any encoder a low spread (1.6 dimensions on small blots on white), hence no absolute bound alone.
+    """
+    return trained.std < COLLAPSED_STD_RATIO * untrained.std or trained.rank < min(
+        COLLAPSED_RANK, COLLAPSED_RANK_RATIO * untrained.rank
+    )
 
 
 def mean_std(h_MR: Tensor) -> float:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 import functools
+import io
+import logging
 import os
 import tempfile
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from tests.unit.trainer.objective_oracles import OBJECTIVES, projections
 from trainer.batch_norm import globalize_batch_norm, running_statistics_frozen
 from trainer.collectives import all_gather, mean_flat_, rank, world_size
 from trainer.losses import build_objective
+from trainer.small_messages import MAX_BYTES, SmallMessages, connected
 
 NUM_IMAGES = 12  # N; divided by every W in use
 
@@ -64,11 +68,13 @@ class NormedNet(nn.Module):
         return z
 
 
-def trained(images_2N: Tensor, *, group: ProcessGroup | None) -> dict[str, Tensor]:
+def trained(
+    images_2N: Tensor, *, group: ProcessGroup | None, messages: SmallMessages | None = None
+) -> dict[str, Tensor]:
     """Return state, averaged gradients and z of a net after three batches through this rank."""
     torch.manual_seed(0)
     laid_out = NormedNet().double().to(memory_format=torch.channels_last)
-    net = globalize_batch_norm(laid_out, group=group)
+    net = globalize_batch_norm(laid_out, group=group, messages=messages)
     objective = build_objective(OBJECTIVES["nt_xent"], group=group)
     r, num_ranks = rank(group), world_size(group)
     found: dict[str, Tensor] = {}
@@ -103,7 +109,15 @@ def _work(r: int, num_ranks: int, directory: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{directory}/store", rank=r, world_size=num_ranks)
     group = dist.group.WORLD
     assert group is not None
+    with connected(group, timeout=timedelta(seconds=60)) as messages:
+        assert messages is not None
+        light = {
+            "gathered": _light_and_heavy(r, group, messages),
+            "net": trained(images(), group=group, messages=messages),
+        }
     found = {
+        "light": light,
+        "fallback": _without_light_path(r, group),
         "collectives": _collectives(r, group),
         "objectives": {name: _objective(name, r, group) for name in OBJECTIVES},
         "net": trained(images(), group=group),
@@ -112,6 +126,29 @@ def _work(r: int, num_ranks: int, directory: str) -> None:
     torch.save(copy.deepcopy(found), Path(directory) / f"{r}.pt")
     dist.barrier()
     dist.destroy_process_group()
+
+
+def _light_and_heavy(r: int, group: ProcessGroup, messages: SmallMessages) -> list[tuple[Tensor, Tensor]]:
+    """Return what the light path and gloo gather of tensors of several types and sizes."""
+    tensors = [
+        torch.randn(3, 2, dtype=torch.float64).T + r,
+        torch.full((5,), r, dtype=torch.int64),
+        torch.randn(MAX_BYTES // 2).bfloat16() + r,
+    ]
+    return [(messages.all_gather(tensor), all_gather(tensor, group=group)) for tensor in tensors]
+
+
+def _without_light_path(r: int, group: ProcessGroup) -> dict[str, Any]:
+    """Return what the last rank's wrong interface leaves: no light path on any rank, and a line in the log."""
+    said = io.StringIO()
+    logging.getLogger("trainer.small_messages").addHandler(logging.StreamHandler(said))
+    interface = os.environ["GLOO_SOCKET_IFNAME"]
+    if r == world_size(group) - 1:
+        os.environ["GLOO_SOCKET_IFNAME"] = "nowhere0"
+    with connected(group, timeout=timedelta(seconds=60)) as messages:
+        has_light_path = messages is not None
+    os.environ["GLOO_SOCKET_IFNAME"] = interface
+    return {"has_light_path": has_light_path, "log": said.getvalue()}
 
 
 def _collectives(r: int, group: ProcessGroup) -> dict[str, Any]:

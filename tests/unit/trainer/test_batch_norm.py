@@ -1,15 +1,21 @@
 from __future__ import annotations
 
+import copy
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from tests.unit.trainer.gloo_ranks import NUM_IMAGES, NormedNet, images, ranks, share, trained, whole
-from trainer.batch_norm import globalize_batch_norm, running_statistics_frozen
+from trainer.batch_norm import BLOCK_IMAGES, GlobalBatchNorm, globalize_batch_norm, running_statistics_frozen
+from trainer.small_messages import SmallMessages
 
 
 def _assert_same(found: Tensor, expected: Tensor, name: str) -> None:
@@ -50,6 +56,12 @@ def test_ranks_hold_the_same_bits(num_ranks: int) -> None:
         assert all(torch.equal(other["net"][name], first["net"][name]) for other in others)
 
 
+@pytest.mark.parametrize("num_ranks", [2, 4])
+def test_the_light_path_gives_the_bits_of_the_group(num_ranks: int) -> None:
+    for found in ranks(num_ranks):
+        assert all(torch.equal(found["light"]["net"][name], value) for name, value in found["net"].items())
+
+
 def test_half_precision_input_keeps_its_type_and_float32_statistics() -> None:
     norm, x = nn.BatchNorm2d(3), images(dtype=torch.float32).bfloat16().requires_grad_()
     y = norm(x)
@@ -64,11 +76,103 @@ def test_half_precision_input_keeps_its_type_and_float32_statistics() -> None:
     torch.testing.assert_close(sum(part["weight.grad"] for part in found), norm.weight.grad, rtol=1e-2, atol=1e-1)
 
 
-def test_alone_torchs_own_layers_stay() -> None:
-    net = NormedNet()
-    before = list(net.modules())
-    assert globalize_batch_norm(net, group=None) is net
-    assert list(net.modules()) == before
+CASES = [
+    ((70, 5, 6, 7), torch.channels_last),  # the last block is not full
+    ((130, 3, 16, 16), torch.channels_last),
+    ((130, 3, 16, 16), torch.contiguous_format),
+    ((2, 3, 100, 100), torch.channels_last),  # an image is more than a block's worth
+    ((70, 4, 5), torch.contiguous_format),
+    ((70, 4), torch.contiguous_format),
+]
+
+
+def _normed(norm: nn.Module, x: Tensor, dy: Tensor) -> dict[str, Tensor]:
+    leaf = x.detach().requires_grad_()
+    y = norm(leaf)
+    gradients = torch.autograd.grad(y, (leaf, *norm.parameters()), dy)
+    return {"y": y.detach(), **dict(zip(("dx", "dweight", "dbias"), gradients, strict=True)), **norm.state_dict()}
+
+
+@pytest.mark.parametrize(("shape", "layout"), CASES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_alone_it_computes_what_torch_does_in_float64(
+    shape: tuple[int, ...], layout: torch.memory_format, dtype: torch.dtype
+) -> None:
+    kind = nn.BatchNorm2d if len(shape) == 4 else nn.BatchNorm1d
+    generator = torch.Generator().manual_seed(0)
+    x, dy = ((torch.randn(shape, generator=generator) * 2 + at).to(dtype) for at in (5.0, 0.0))
+    x = x.contiguous(memory_format=layout)
+    norm = kind(shape[1], dtype=torch.float64 if dtype is torch.float64 else torch.float32)
+    nn.init.uniform_(norm.weight, 0.5, 1.5)
+    oracle = copy.deepcopy(norm).double()
+    found = _normed(globalize_batch_norm(norm, group=None), x, dy)
+    expected = _normed(oracle, x.double(), dy.double())
+    assert found["y"].dtype is found["dx"].dtype is dtype
+    assert found["y"].stride() == found["dx"].stride() == x.stride()
+    bound = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 4e-3}[dtype]
+    for name, value in expected.items():
+        assert (found[name].double() - value).norm() <= bound * value.double().norm(), name
+
+
+def test_many_values_do_not_wear_the_sums_out() -> None:
+    x = torch.randn(128, 2, 64, 64, generator=torch.Generator().manual_seed(0)) + 3.0
+    found = globalize_batch_norm(nn.BatchNorm2d(2, momentum=1.0), group=None)
+    found(x.contiguous(memory_format=torch.channels_last))
+    expected = x.double().var(dim=(0, 2, 3))
+    torch.testing.assert_close(found.running_var, expected.float(), rtol=2e-6, atol=0)
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    first, second = socket.socketpair()
+    with first, second:
+        yield first, second
+
+
+def test_shares_of_whole_blocks_leave_every_bit_as_it_is(pair: tuple[socket.socket, socket.socket]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, dy = (torch.randn(4 * BLOCK_IMAGES, 3, 8, 8, generator=generator) + at for at in (5.0, 0.1))
+    x = x.contiguous(memory_format=torch.channels_last)
+    alone = _normed(globalize_batch_norm(nn.BatchNorm2d(3), group=None), x, dy)
+
+    def work(r: int) -> dict[str, Tensor]:
+        norm = globalize_batch_norm(
+            nn.BatchNorm2d(3), group=None, messages=SmallMessages(rank=r, peers={1 - r: pair[r]})
+        )
+        return _normed(norm, x.chunk(2)[r], dy.chunk(2)[r])
+
+    with ThreadPoolExecutor(2) as threads:
+        shares = list(threads.map(work, range(2)))
+    for name in ("running_mean", "running_var"):
+        assert torch.equal(shares[0][name], alone[name])
+    for name in ("y", "dx"):
+        assert torch.equal(torch.cat([part[name] for part in shares]), alone[name])
+
+
+def test_gradients_are_those_of_finite_differences() -> None:
+    norm = globalize_batch_norm(nn.BatchNorm2d(3).double(), group=None)
+    x = images()[:6].contiguous(memory_format=torch.channels_last).requires_grad_()
+    assert isinstance(norm, GlobalBatchNorm)
+
+    def normed(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        y: Tensor = functional_call(norm, {"weight": weight, "bias": bias}, (x,))
+        return y
+
+    assert torch.autograd.gradcheck(normed, (x, norm.weight, norm.bias), fast_mode=True)
+
+
+def test_in_eval_mode_it_does_what_torch_does() -> None:
+    norm, x = nn.BatchNorm2d(3), images(dtype=torch.float32)
+    norm(x)
+    expected = norm.eval()(x)
+    found = globalize_batch_norm(norm, group=None)
+    assert isinstance(found, GlobalBatchNorm)
+    assert torch.equal(found(x), expected)
+
+
+def test_one_value_a_channel_is_refused() -> None:
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        globalize_batch_norm(nn.BatchNorm1d(3), group=None)(torch.ones(1, 3))
 
 
 @pytest.mark.parametrize("num_ranks", [2])
@@ -103,7 +207,7 @@ def test_a_checkpointed_block_moves_its_statistics_once() -> None:
     gradients: list[Tensor] = []
     for is_checkpointed in (False, True):
         torch.manual_seed(0)
-        block = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+        block = globalize_batch_norm(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()), group=None)
         x = share(images(dtype=torch.float32), r=0, num_ranks=1).requires_grad_()
         contexts = lambda block=block: (nullcontext(), running_statistics_frozen(block))  # noqa: E731
         y = checkpoint(block, x, use_reentrant=False, context_fn=contexts) if is_checkpointed else block(x)

@@ -37,10 +37,18 @@ def store(folder: Path, **changes: object) -> CheckpointStore:
     return CheckpointStore(storage, trial, take_fence(storage, trial))
 
 
-def state(step: int) -> Checkpoint:
+def state(step: int, score: float | None = None) -> Checkpoint:
     return Checkpoint(
-        step=step, tensors={"learner.w": torch.full((2, 3), float(step)), "learner.n": torch.tensor(step)}
+        step=step,
+        tensors={"learner.w": torch.full((2, 3), float(step)), "learner.n": torch.tensor(step)},
+        score=score,
     )
+
+
+def kept_steps(folder: Path) -> tuple[list[int], list[int]]:
+    """Return the steps whose manifest, and whose blob, is there."""
+    manifests, states = blobs(folder, "manifest-*"), blobs(folder, "state-*")
+    return [int(path.stem.split("-")[1]) for path in manifests], [int(path.stem.split("-")[1]) for path in states]
 
 
 def blobs(folder: Path, pattern: str) -> list[Path]:
@@ -83,6 +91,58 @@ def test_a_damaged_one_falls_back_to_the_one_before_and_says_so(
     assert "falling back to the one before" in caplog.text
     with pytest.raises(CheckpointCorrupt):
         checkpoints.load(10)
+
+
+def test_the_best_is_kept_beside_the_last_two(tmp_path: Path) -> None:
+    checkpoints = store(tmp_path)
+    for step, score in ((5, 0.3), (10, 0.7), (15, None), (20, 0.6), (25, None), (30, None)):
+        checkpoints.save(state(step, score))
+    assert kept_steps(tmp_path) == ([10, 25, 30], [10, 25, 30])
+    best, latest = checkpoints.load_best(), checkpoints.load_latest()
+    assert best is not None
+    assert (best.step, best.score) == (10, 0.7)
+    assert latest is not None
+    assert latest.step == 30
+
+
+def test_a_later_start_knows_the_best_and_a_better_one_takes_its_place(tmp_path: Path) -> None:
+    store(tmp_path).save(state(5, 0.5))
+    checkpoints = store(tmp_path, attempt=2)
+    assert [checkpoints.is_best(score) for score in (None, 0.4, 0.5, 0.6)] == [False, False, False, True]
+    checkpoints.save(state(5))  # the same step once more, by a start that did not measure it
+    for step, score in ((10, 0.4), (15, None), (20, None)):
+        checkpoints.save(state(step, score))
+    assert kept_steps(tmp_path)[0] == [5, 15, 20]
+    for step, score in ((25, 0.6), (30, None), (35, None)):
+        checkpoints.save(state(step, score))
+    assert kept_steps(tmp_path)[0] == [25, 30, 35]
+
+
+def test_a_torn_best_falls_back_to_the_next(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    checkpoints = store(tmp_path)
+    assert checkpoints.load_best() is None
+    checkpoints.save(state(5, 0.5))
+    checkpoints.save(state(10, 0.6))
+    blobs(tmp_path, "state-*10-*")[0].write_bytes(b"torn")
+    with caplog.at_level(logging.WARNING):
+        best = checkpoints.load_best()
+    assert best is not None
+    assert best.step == 5
+    assert "falling back to the next best" in caplog.text
+
+
+def test_a_best_that_could_not_be_written_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints = store(tmp_path)
+    checkpoints.save(state(5, 0.5))
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints._storage, "write", no_space)
+        with pytest.raises(OSError, match="No space"):
+            checkpoints.save(state(10, 0.9))
+    assert checkpoints.is_best(0.6)
+
+
+def no_space(key: str, data: bytes) -> None:
+    raise OSError(28, f"No space left on device for {len(data)} bytes of {key}")
 
 
 def test_a_start_that_was_superseded_commits_none(tmp_path: Path) -> None:

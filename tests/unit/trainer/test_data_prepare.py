@@ -6,6 +6,8 @@ import gzip
 import hashlib
 import os
 import pickle
+import struct
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -95,6 +97,23 @@ def test_short_side_is_resized_and_the_centre_cut_out(tmp_path: Path) -> None:
     wide = Image.new("RGB", (96, 32), "blue")
     wide.paste("red", (32, 0, 64, 32))
     assert colour_of(tmp_path, wide, "a.png") == (255, 0, 0)
+
+
+def test_images_of_mixed_sizes_become_one_size(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "mixed") / "train" / "class0"
+    for index, size in enumerate([(5, 9), (64, 17), (1, 1), (SIZE, SIZE)]):
+        picture(index, side=64).resize(size).save(folder / f"{index}.png")
+    dataset = ready("mixed", tmp_path)
+    assert dataset.pretrain.array.shape == (8, SIZE, SIZE, 3)
+
+
+def test_splits_of_two_sizes_become_one_size(tmp_path: Path) -> None:
+    labels = np.array([0, 1] * 3)
+    larger = np.zeros((6, 2 * SIZE, 3 * SIZE, 3), np.uint8)
+    np.savez(tmp_path / "mixed.npz", **GOOD, test_images=larger, test_labels=labels)
+    test = ready("mixed", tmp_path).read_test()
+    assert test is not None
+    assert test.images.shape == (6, SIZE, SIZE, 3)
 
 
 def test_grey_arrays_get_three_equal_channels(tmp_path: Path) -> None:
@@ -201,6 +220,9 @@ class Trap:
         ({"train_images": np.zeros((6, SIZE, SIZE, 3))}, "train_images is float64"),
         ({"train_images": np.zeros((6, 3, SIZE, SIZE), np.uint8)}, "train_images is uint8 of shape"),
         ({"train_labels": np.array([0, 1, 0, 1, 0, 2])}, "2 (1)"),
+        ({"train_labels": np.array([0, 0, 0, 2, 2, 2])}, "1 (0)"),
+        ({"train_images": GOOD["train_images"][:3], "train_labels": np.zeros(3, int)}, "3 training images"),
+        ({"test_images": np.zeros((2, SIZE, 0, 3), np.uint8), "test_labels": np.zeros(2, int)}, "test_images is uint8"),
         ({"test_images": np.zeros((2, SIZE, SIZE, 3), np.uint8)}, "test_labels is missing"),
     ],
 )
@@ -211,6 +233,58 @@ def test_bad_arrays_are_refused_by_field(
     np.savez(tmp_path / "bad.npz", **(GOOD | arrays))
     assert message in refused(tmp_path)
     assert not (tmp_path / "unpickled").exists()
+
+
+def test_arrays_of_mixed_sizes_are_refused_by_field(tmp_path: Path) -> None:
+    ragged = np.empty(6, object)
+    ragged[:] = [np.zeros((side, side, 3), np.uint8) for side in range(8, 14)]
+    np.savez(tmp_path / "bad.npz", **(GOOD | {"train_images": ragged}))
+    assert "train_images holds Python objects" in refused(tmp_path)
+
+
+@pytest.mark.parametrize("kept", [0.1, 0.5, 0.99])
+def test_an_array_file_cut_short_is_refused(tmp_path: Path, kept: float) -> None:
+    path = tmp_path / "bad.npz"
+    np.savez(path, **GOOD)
+    path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
+    assert "bad.npz is no .npz file" in refused(tmp_path)
+
+
+def test_damage_inside_an_array_file_is_refused_by_field(tmp_path: Path) -> None:
+    path = tmp_path / "bad.npz"
+    np.savez(path, train_images=np.zeros((600, SIZE, SIZE, 3), np.uint8))  # larger than what reading its header reads
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert "bad.npz: train_images cannot be read: Bad CRC-32" in refused(tmp_path)
+
+
+def test_an_array_file_that_cannot_be_unpacked_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "bad.npz"
+    np.savez_compressed(path, **GOOD)
+    content = bytearray(path.read_bytes())
+    name_length, extra_length = struct.unpack("<HH", content[26:30])
+    content[30 + name_length + extra_length] = 0xFF  # a block of a kind that there is not
+    path.write_bytes(content)
+    assert "bad.npz is no .npz file: Error -3" in refused(tmp_path)
+
+
+def test_an_array_of_fewer_bytes_than_its_header_announces_is_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "bad.npz", "w") as archive, archive.open("train_images.npy", "w") as member:
+        header = {"descr": "|u1", "fortran_order": False, "shape": (6, SIZE, SIZE, 3)}
+        np.lib.format.write_array_header_1_0(member, header)
+        member.write(bytes(100))
+    assert "train_images is truncated: its header announces shape (6, 8, 8, 3)" in refused(tmp_path)
+
+
+def test_an_encrypted_array_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "bad.npz"
+    np.savez(path, **GOOD)
+    content = bytearray(path.read_bytes())
+    content[6] |= 1  # the flag in the first member's own header
+    content[content.index(b"PK\x01\x02") + 8] |= 1  # and in the directory
+    path.write_bytes(content)
+    assert "bad.npz is no .npz file" in refused(tmp_path)
 
 
 def test_arrays_without_images_are_refused(tmp_path: Path) -> None:

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
+import torch
 
-from trainer.parity import gradient_error
+import trainer.learner
+from tests.harness.teams import run_team
+from trainer.batch_norm import BLOCK_IMAGES
+from trainer.data.prepare import prepare
+from trainer.learner import prepare_learner
+from trainer.parity import TOLERANCES, gradient_error, team_parity
 from trainer.spec import PretrainSpec
+from trainer.team import Team
 
 pytestmark = pytest.mark.slow
 
@@ -27,8 +39,78 @@ def test_gradient_parity_in_float64(workers: int, changes: dict[str, Any]) -> No
     assert gradient_error(PretrainSpec.model_validate(BASE | changes), workers=workers) <= 1e-12
 
 
-def test_gradient_parity_in_float32() -> None:
-    # Not channels_last: there torch's own one-process batch norm sums naively on one thread and is off by 1e-4.
-    changes = {"encoder": {"name": "resnet8"}, "precision": "float32", "channels_last": False}
-    spec = PretrainSpec.model_validate(BASE | changes)
-    assert gradient_error(spec, workers=2) <= 1e-5
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_gradient_parity_in_float32(*, channels_last: bool) -> None:
+    changes = {"encoder": {"name": "resnet8"}, "precision": "float32", "channels_last": channels_last}
+    spec = PretrainSpec.model_validate(BASE | changes | {"batch_size": 2 * BLOCK_IMAGES})
+    assert gradient_error(spec, workers=2) <= TOLERANCES["float32"]
+
+
+# --- the check that every start of a run makes of its own team ------------------------------------
+
+RUN: dict[str, Any] = {
+    "data": {"dataset": "shapes", "image_size": 16},
+    "encoder": {"name": "resnet8"},
+    "batch_size": 48,
+    "precision": "float32",
+}
+SOUND: dict[str, dict[str, Any]] = {
+    "simclr": {},
+    "supervised": {"method": "supervised"},
+    "recomputed": {"memory": {"activation_checkpointing": True}},
+    "triplets": {"loss": {"kind": "margin", "semi_hard": True}},
+}
+
+
+@contextmanager
+def batch_norm_of_each_worker_alone() -> Iterator[None]:
+    with patch.object(trainer.learner, "globalize_batch_norm"):  # leaves every layer as it is
+        yield
+
+
+def check_team(team: Team, datasets: str, folder: str) -> None:
+    """Write what each kind of run finds, what a broken one finds, and whether weights were left alone."""
+
+    def parity(changes: dict[str, Any], after: str = "") -> float | None:
+        spec = PretrainSpec.model_validate(RUN | changes)
+        dataset = prepare(
+            "shapes",
+            image_size=16,
+            cache_dir=Path(folder) / f"cache{team.rank}",
+            datasets_dir=Path(datasets),
+            validation_ratio=0.1,
+        )
+        learner = prepare_learner(spec, num_classes=4, team=team, dtype=torch.float32)
+        if after == "other weights":
+            with torch.no_grad():
+                for parameter in learner.parameters():
+                    parameter.mul_(1.5)
+        before = {name: value.clone() for name, value in learner.state_dict().items()}
+        error = team_parity(spec, learner, dataset, team)
+        assert all(torch.equal(value, before[name]) for name, value in learner.state_dict().items())
+        assert all(parameter.grad is None for parameter in learner.parameters())
+        return error
+
+    errors = {name: parity(changes) for name, changes in SOUND.items()}
+    errors["other weights"] = parity({}, after="other weights")
+    with batch_norm_of_each_worker_alone():
+        errors["broken"] = parity({})
+    (Path(folder) / f"errors-{team.rank}.json").write_text(json.dumps(errors))
+
+
+def test_a_team_finds_its_gradient_to_be_that_of_one_and_finds_where_it_is_not(
+    tmp_path: Path, datasets_dir: Path
+) -> None:
+    run_team(2, check_team, str(datasets_dir), str(tmp_path))
+    first, second = (json.loads((tmp_path / f"errors-{rank}.json").read_text()) for rank in (0, 1))
+    assert first.pop("broken") > 1e-3
+    assert first.keys() == {*SOUND, "other weights"}
+    assert all(0 < error <= TOLERANCES["float64"] for error in first.values()), first
+    assert set(second.values()) == {None}
+
+
+def test_one_worker_is_its_own_measure(datasets_dir: Path, tmp_path: Path) -> None:
+    spec = PretrainSpec.model_validate(RUN)
+    dataset = prepare("shapes", image_size=16, cache_dir=tmp_path, datasets_dir=datasets_dir, validation_ratio=0.1)
+    learner = prepare_learner(spec, num_classes=4, team=Team(), dtype=torch.float32)
+    assert team_parity(spec, learner, dataset, Team()) == 0

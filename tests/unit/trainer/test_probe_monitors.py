@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.probe.monitors import alignment, effective_rank, mean_std, uniformity
+from trainer.probe.monitors import Spread, alignment, effective_rank, has_collapsed, mean_std, spread, uniformity
 from trainer.probe.paired import McNemar, mcnemar
 
 
@@ -30,6 +30,23 @@ def test_rank_counts_equal_directions() -> None:
     h_MR = torch.zeros(30, 10)
     h_MR[:, :3] = torch.eye(3).repeat(10, 1)
     assert effective_rank(5 * h_MR) == pytest.approx(3)
+
+
+@pytest.mark.parametrize(
+    ("trained", "untrained", "expected"),
+    [
+        (Spread(std=0.0009, rank=9.0), Spread(std=0.01, rank=9.0), True),  # it hardly varies any more
+        (Spread(std=0.0011, rank=9.0), Spread(std=0.01, rank=9.0), False),
+        (Spread(std=0.1, rank=1.9), Spread(std=0.01, rank=9.0), True),  # it varies along one direction
+        (Spread(std=0.1, rank=2.1), Spread(std=0.01, rank=9.0), False),
+        (Spread(std=0.01, rank=1.5), Spread(std=0.01, rank=1.6), False),  # images that are alike
+    ],
+)
+def test_collapse_is_judged_against_the_untrained_encoder(
+    *, trained: Spread, untrained: Spread, expected: bool
+) -> None:
+    assert has_collapsed(trained, untrained=untrained) is expected
+    assert spread(torch.ones(50, 16)).std < 1e-12
 
 
 def test_identical_views_align_and_opposite_views_are_farthest() -> None:

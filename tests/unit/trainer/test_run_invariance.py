@@ -6,7 +6,6 @@ loss, LARS, schedule, checkpoints.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,7 @@ import torch
 from torch.multiprocessing.spawn import ProcessExitedException
 
 from tests.harness.teams import run_team, train_trial, train_until_killed, trial_context
-from trainer.checkpoint import CheckpointStore
-from trainer.context import TrialContext
-from trainer.storage import open_storage
+from tests.harness.trajectories import largest_difference, outcome
 
 pytestmark = pytest.mark.slow
 
@@ -33,31 +30,9 @@ SPEC: dict[str, Any] = {
 STEPS = 20  # 216 images to pretrain on, 4 batches of 48 an epoch
 
 
-def outcome(folder: Path) -> tuple[list[float], dict[str, torch.Tensor]]:
-    """Return the loss of every step and the tensors of the last checkpoint."""
-    context = TrialContext.model_validate(trial_context(folder, folder))
-    storage = open_storage(context.storage)
-    losses: dict[int, float] = {}
-    for key in storage.list(context.key("metrics/entry-")):
-        for name, step, value, _ in json.loads(storage.read(key)).get("points", ()):
-            if name == "loss":
-                assert step not in losses, f"step {step} was recorded twice"
-                losses[step] = value
-    checkpoint = CheckpointStore(storage, context, fence=None).load_latest()
-    assert checkpoint is not None
-    assert checkpoint.step == len(losses) == STEPS
-    assert sorted(losses) == list(range(1, STEPS + 1))
-    return [losses[step] for step in sorted(losses)], checkpoint.tensors
-
-
 def run(folder: Path, datasets: Path, *, workers: int, **changes: Any) -> tuple[list[float], dict[str, torch.Tensor]]:
     run_team(workers, train_trial, SPEC | changes, trial_context(folder, datasets))
-    return outcome(folder)
-
-
-def largest_difference(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> float:
-    assert first.keys() == second.keys()
-    return max(float((first[name].double() - second[name].double()).abs().max()) for name in first)
+    return outcome(trial_context(folder, datasets), steps=STEPS)
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +78,7 @@ def test_a_run_killed_at_a_step_and_resumed_is_bit_identical(
             1, train_until_killed, SPEC | {"precision": "float32"}, trial_context(folder, datasets_dir), kill_after_step
         )
     run_team(1, train_trial, SPEC | {"precision": "float32"}, trial_context(folder, datasets_dir, attempt=2))
-    losses, tensors = outcome(folder)
+    losses, tensors = outcome(trial_context(folder, datasets_dir), steps=STEPS)
     assert losses == whole_losses
     assert largest_difference(tensors, whole) == 0
 
@@ -116,6 +91,6 @@ def test_a_run_killed_on_two_workers_resumes_on_one(
     with pytest.raises(ProcessExitedException, match="SIG"):
         run_team(2, train_until_killed, spec, trial_context(folder, datasets_dir), 6)
     run_team(1, train_trial, spec, trial_context(folder, datasets_dir, attempt=2))
-    losses, tensors = outcome(folder)
+    losses, tensors = outcome(trial_context(folder, datasets_dir), steps=STEPS)
     assert max(abs(a - b) for a, b in zip(losses, alone[0], strict=True)) <= 1e-9
     assert largest_difference(tensors, alone[1]) <= 1e-9

@@ -1,0 +1,116 @@
+"""A node joins and dies under a living run: it goes on with more workers and with fewer, on the same path."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+from tests.harness.teams import trial_context
+from tests.harness.trajectories import largest_difference, outcome, series
+from trainer.context import JobDocument, TrialContext
+from trainer.launch import run_trial_in_process
+from trainer.spec import PretrainSpec
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
+
+CPUS = 8  # of the stack's only node: one worker fills it, and another needs another node
+DEADLINE_S = 150.0
+STEPS = 20
+SPEC: dict[str, Any] = {
+    "data": {"dataset": "shapes", "image_size": 16},
+    "encoder": {"name": "resnet8"},
+    "projection_head": {"dim": 16},
+    "batch_size": 48,
+    "epochs": 5,
+    "precision": "float64",
+    "optim": {"warmup_epochs": 1},
+    "evaluation": {"linear_probe": False, "knn_every_epochs": 1},
+}
+ELASTIC: dict[str, Any] = {"scaling": {"num_workers": {"min": 1, "max": 2}, "cpus_per_worker": CPUS}}
+
+
+def test_a_run_that_grows_and_shrinks_is_the_run_of_one_worker(
+    ray_dashboard: str, tmp_path: Path, datasets_dir: Path
+) -> None:
+    context = trial_context(tmp_path / "elastic", datasets_dir, name=f"exp_{time.monotonic_ns()}")
+    client = JobSubmissionClient(ray_dashboard)
+    job = start(client, context)
+    try:
+        wait_until(lambda: 4 in series(context, "knn_accuracy"), client, job)  # the end of the first epoch
+        with second_node((tmp_path / "cache" / "gcs").read_text(), tmp_path / "node.log"):
+            wait_until(lambda: 12 in series(context, "knn_accuracy"), client, job)  # the end of the third epoch
+            assert list(series(context, "num_workers").values()) == [1.0, 2.0]
+        wait_until(lambda: client.get_job_status(job).is_terminal(), client, job)
+    finally:
+        client.stop_job(job)
+    assert client.get_job_status(job) is JobStatus.SUCCEEDED, client.get_job_logs(job)[-5000:]
+
+    alone = trial_context(tmp_path / "alone", datasets_dir)
+    run_trial_in_process(PretrainSpec.model_validate(SPEC), TrialContext.model_validate(alone))
+    losses, tensors = outcome(context, steps=STEPS)
+    losses_alone, tensors_alone = outcome(alone, steps=STEPS)
+    assert max(abs(a - b) for a, b in zip(losses, losses_alone, strict=True)) <= 1e-9
+    assert largest_difference(tensors, tensors_alone) <= 1e-9
+    assert series(context, "knn_accuracy") == series(alone, "knn_accuracy")
+    assert max(series(context, "parity_error").values()) <= 1e-10
+
+
+def start(client: JobSubmissionClient, context: dict[str, Any]) -> str:
+    document = JobDocument(
+        experiment_id=context["experiment_id"],
+        name="elastic",
+        kind="pretrain",
+        attempt=1,
+        spec=SPEC | ELASTIC,
+        storage=context["storage"],
+        datasets_dir=context["datasets_dir"],
+        cache_dir=context["cache_dir"],
+    )
+    Path(context["cache_dir"]).mkdir(parents=True)
+    environment = {
+        "PYTHONPATH": str(Path.cwd()),
+        "OMP_THREAD_LIMIT": "1",  # its CPUs are said, not there
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",  # for a node that died; 60 by default
+    }
+    return str(
+        client.submit_job(
+            entrypoint=f"exec {sys.executable} -m tests.harness.elastic_job {document.encode()}",
+            submission_id=context["experiment_id"],
+            runtime_env={"env_vars": environment},
+        )
+    )
+
+
+@contextmanager
+def second_node(gcs_address: str, log: Path) -> Iterator[None]:
+    """Add a node to the cluster, and kill it outright."""
+    command = [sys.executable, "-m", "tests.harness.second_node", gcs_address, str(CPUS)]
+    environment = os.environ | {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # else Ray leaves loopback
+    with log.open("wb") as output:
+        node = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+    try:
+        yield
+        assert node.poll() is None, log.read_text()
+    finally:
+        for process in [*psutil.Process(node.pid).children(recursive=True), psutil.Process(node.pid)]:
+            process.kill()
+        node.wait(timeout=10)
+
+
+def wait_until(is_so: Callable[[], bool], client: JobSubmissionClient, job: str) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not is_so():
+        is_over = client.get_job_status(job).is_terminal() and not is_so()
+        assert not is_over, client.get_job_logs(job)[-5000:]
+        assert time.monotonic() < deadline, client.get_job_logs(job)[-5000:]
+        time.sleep(0.2)
