@@ -7,7 +7,7 @@ import sys
 
 from trainer.context import JobDocument
 from trainer.job import run_job
-from tune_spaces.sweep import run_sweep
+from tune_spaces.driver.sweep import run_sweep
 
 
 def main(arguments: list[str]) -> int:

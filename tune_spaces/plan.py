@@ -54,9 +54,11 @@ def plan_sweep(sweep: SweepSpec, num_images: int) -> SweepPlan:
     trials = tuple(planned_trials(whole))
     if whole.search == "optuna":
         num_trials = whole.num_trials_searched()
-        corners = [apply_overrides(whole.base, point) for point in islice(bounds(whole.axes()), MAX_TRIALS)]
-        costs = [_cost(PretrainSpec.model_validate(corner), num_images) for corner in corners]
-        steps, images = (num_trials * max(amounts) for amounts in zip(*costs, strict=True))
+        points = islice(bounds(whole.axes()), MAX_TRIALS)
+        corners = [PretrainSpec.model_validate(apply_overrides(whole.base, point)) for point in points]
+        steps = num_trials * max(_cost(corner, num_images)[0] for corner in corners)
+        # A batch size between the corners may leave no image out of an epoch.
+        images = num_trials * num_images * max(corner.epochs for corner in corners)
     else:
         num_trials = len(trials)
         costs = [_cost(trial.spec, num_images) for trial in trials]

@@ -12,7 +12,8 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Annotated, Any
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import BeforeValidator, Discriminator, Field, Tag
+from pydantic_core import PydanticCustomError
 
 from trainer.spec import Part
 
@@ -47,10 +48,18 @@ class _Domain(Part):
         return all(path in point and point[path] in values for path, values in self.when.items())
 
 
+def _some(values: Any) -> Any:
+    if isinstance(values, list | tuple) and not values:
+        raise PydanticCustomError("too_short", "there is nothing to choose from; list a value, or take the path away")
+    return values
+
+
 class Choice(_Domain):
     """One of the listed values."""
 
-    choice: Annotated[tuple[Any, ...], Field(strict=False, min_length=1, max_length=MAX_CHOICES)]
+    choice: Annotated[
+        tuple[Any, ...], Field(strict=False, min_length=1, max_length=MAX_CHOICES), BeforeValidator(_some)
+    ]
 
     def values(self) -> tuple[Any, ...]:
         """Return the values at which a spec must be sound for the domain to be."""

@@ -15,6 +15,7 @@ from service.outage import Outages
 from service.ports import ExperimentRecord, JsonObject
 from trainer.context import experiment_key
 from trainer.storage import BlobMissing, Storage
+from trainer.unrecorded import unrecorded_trials
 
 __all__ = ["AttemptMarkers", "Left", "OpenRun", "RunStatus"]
 
@@ -75,6 +76,10 @@ class AttemptMarkers:
         """Return the rows of the trial table, [] before there is one."""
         table = await self._read(experiment_id, "trials.json") or {}
         return list(table.get("trials", []))
+
+    async def unrecorded_trials(self, experiment_id: str) -> Sequence[str]:
+        """Return the ended trials of which MLflow did not take all."""
+        return await self._in_thread(lambda: unrecorded_trials(self._blobs, experiment_id))
 
     async def ask_to_stop(self, record: ExperimentRecord, kind: Literal["pause", "cancel"]) -> None:
         """Leave the wish that the present attempt stops; asking again changes nothing."""

@@ -22,6 +22,7 @@ import structlog
 
 from service.dispatch.admission import Limits, admit, most_demand
 from service.dispatch.attempt_markers import AttemptMarkers
+from service.dispatch.backfills import Backfills
 from service.dispatch.conditions import FAILING, WAITING, Conditions
 from service.dispatch.dispatcher_metrics import DispatcherMetrics
 from service.dispatch.reconciler import ON_CLUSTER, Reconciler
@@ -68,7 +69,18 @@ class Dispatcher:
         self._conditions = Conditions(store=store, clock=clock)
         markers = AttemptMarkers(blobs, self._outages)
         self._runs = RunCloser(
-            store=store, tracking=tracking, markers=markers, conditions=self._conditions, outages=self._outages
+            store=store,
+            tracking=tracking,
+            markers=markers,
+            conditions=self._conditions,
+            outages=self._outages,
+            backfills=Backfills(
+                cluster=cluster,
+                markers=markers,
+                conditions=self._conditions,
+                outages=self._outages,
+                settings=settings,
+            ),
         )
         self._reconciler = Reconciler(
             store=store,

@@ -20,11 +20,12 @@ from service.settings import Settings
 from trainer.context import PRETRAIN_TRIAL_ID, JobDocument, ParentTrial
 from trainer.spec import ScalingSpec
 
-__all__ = ["JobRequest", "attempt_job", "scaling_of"]
+__all__ = ["JOB_ENVIRONMENT", "JobRequest", "attempt_job", "backfill_job", "scaling_of"]
 
 _MODULES: Final = {"pretrain": "trainer", "sweep": "tune_spaces"}
+_BACKFILL: Final = "trainer.backfill"
 
-_KNOBS: Final[Mapping[str, str]] = {
+JOB_ENVIRONMENT: Final[Mapping[str, str]] = {
     # Ray Train takes one report of a worker per check; at its default of 2 s every report waits.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     # Its default is never: a report of which one rank died would be waited for for ever.
@@ -73,13 +74,21 @@ def attempt_job(
     record: ExperimentRecord, settings: Settings, *, attempt: int, environ: Mapping[str, str] = os.environ
 ) -> JobRequest:
     """Return the Ray job of one attempt; the same arguments give the same job."""
-    # The embedded Ray's nodes are this machine: this very interpreter. A cluster's image has its own.
-    python = sys.executable if settings.cpus is not None else "python"
-    word = _document(record, settings, attempt).encode()
     return JobRequest(
-        entrypoint=f"{shlex.quote(python)} -m {_MODULES[record.kind]} --document {word}",
+        entrypoint=_entrypoint(_MODULES[record.kind], record, settings, attempt),
         env=_environment(record, environ),
         metadata={"experiment_id": record.id, "attempt": str(attempt), "kind": record.kind},
+    )
+
+
+def backfill_job(
+    record: ExperimentRecord, settings: Settings, *, environ: Mapping[str, str] = os.environ
+) -> JobRequest:
+    """Return the Ray job that sends MLflow what it missed of an experiment that has ended."""
+    return JobRequest(
+        entrypoint=_entrypoint(_BACKFILL, record, settings, record.attempt),
+        env=_environment(record, environ),
+        metadata={"experiment_id": record.id, "attempt": str(record.attempt), "kind": "backfill"},
     )
 
 
@@ -87,6 +96,12 @@ def scaling_of(record: ExperimentRecord) -> ScalingSpec:
     """Return the workers that one trial of the experiment asks for."""
     base = record.spec if record.kind == "pretrain" else record.spec["base"]
     return ScalingSpec.model_validate(base.get("scaling", {}))
+
+
+def _entrypoint(module: str, record: ExperimentRecord, settings: Settings, attempt: int) -> str:
+    # The embedded Ray's nodes are this machine: this very interpreter. A cluster's image has its own.
+    python = sys.executable if settings.cpus is not None else "python"
+    return f"{shlex.quote(python)} -m {module} --document {_document(record, settings, attempt).encode()}"
 
 
 def _document(record: ExperimentRecord, settings: Settings, attempt: int) -> JobDocument:
@@ -115,7 +130,7 @@ def _parent(record: ExperimentRecord) -> ParentTrial | None:
 
 def _environment(record: ExperimentRecord, environ: Mapping[str, str]) -> dict[str, str]:
     return {
-        **_KNOBS,
+        **JOB_ENVIRONMENT,
         # Named, because the default changes with Ray's version; the token itself is the node's to have.
         "RAY_AUTH_MODE": environ.get("RAY_AUTH_MODE", "disabled"),
         # Ray sets 1, or all of the machine's cores, by whether CPUs were asked for.

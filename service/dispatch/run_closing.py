@@ -2,7 +2,7 @@
 
 A note in storage is older than any run of the experiment and goes when its runs are closed. So
 what ended while MLflow was away, or was cancelled while it was paused, is closed all the same, by
-whichever process is there then.
+whichever process is there then. The note stays too until MLflow has all numbers of all trials.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from service.dispatch.attempt_markers import AttemptMarkers, OpenRun, RunStatus
+from service.dispatch.backfills import Backfills
 from service.dispatch.conditions import Conditions
 from service.dispatch.settlement import run_status
-from service.errors import ExperimentNotFound, TrackingUnavailable
+from service.errors import ClusterUnavailable, ExperimentNotFound, TrackingUnavailable
 from service.experiment import TERMINAL, State
 from service.outage import Outages
 from service.ports import ExperimentRecord, Store, Tracking
@@ -36,8 +37,10 @@ class RunCloser:
         markers: AttemptMarkers,
         conditions: Conditions,
         outages: Outages,
+        backfills: Backfills,
     ) -> None:
         self._store = store
+        self._backfills = backfills
         self._conditions = conditions
         self._tracking = tracking
         self._markers = markers
@@ -69,7 +72,7 @@ class RunCloser:
             return 0
         self._swept_at = now
         num_closed = 0
-        with suppress(TrackingUnavailable):
+        with suppress(TrackingUnavailable, ClusterUnavailable):
             for open_run in await self._markers.open_runs():
                 num_closed += await self._close_if_ended(open_run)
         return num_closed
@@ -84,6 +87,8 @@ class RunCloser:
                 return False
             await self._ask_mlflow(record.id, run_status(record.state))
             await self._conditions.take_back(record, CONDITION)
+            if not await self._backfills.is_done(record):
+                return False  # its runs are looked at again when what is missing has come
         await self._markers.forget_open_run(open_run.experiment_id)
         return True
 

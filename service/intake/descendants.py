@@ -12,8 +12,8 @@ from service.ports import ExperimentRecord
 from service.schemas import CloneRequest, ContinueRequest, FieldProblem
 from trainer.context import PRETRAIN_TRIAL_ID
 from tune_spaces.continuation import continued_request
-from tune_spaces.field_problems import escaped, pointer_of
 from tune_spaces.overrides import apply_overrides
+from tune_spaces.problems.fields import escaped, pointer_of
 
 __all__ = [
     "body_of_clone",

@@ -10,9 +10,9 @@ from service.intake.plan import budget_problems, plan_of_sweep
 from service.intake.validation import check_fields, overlaps, place
 from service.schemas import PlanView
 from trainer.spec import PretrainSpec, SpecProblem
-from tune_spaces.field_problems import escaped, pointer_of
 from tune_spaces.overrides import apply_overrides
-from tune_spaces.problems import sweep_problems
+from tune_spaces.problems.fields import escaped, pointer_of
+from tune_spaces.problems.sweep import sweep_problems
 from tune_spaces.spec import SweepSpec, merged_base, resolve
 
 __all__ = ["judge_sweep"]

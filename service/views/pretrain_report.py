@@ -22,7 +22,10 @@ _SHOWN: Final = (
     metric_names.ALIGNMENT,
     metric_names.UNIFORMITY,
     metric_names.H_EFFECTIVE_RANK,
+    metric_names.H_COLLAPSED,
+    metric_names.PARITY_ERROR,
 )
+_SMALL: Final = 1e-3  # below it, four decimals say nothing
 
 
 def pretrain_report(view: ExperimentView, trial: TrialView | None) -> dict[str, Any]:
@@ -34,7 +37,7 @@ def pretrain_report(view: ExperimentView, trial: TrialView | None) -> dict[str, 
         **{key: document[key] for key in ("id", "name", "state", "reason", "plan", "progress", "best", "spec")},
         "metrics": {key: metrics[key] for key in _SHOWN if metrics.get(key) is not None},
         "knn_gain_over_raw_pixels": gain,
-        "verdict": _verdict(gain),
+        "verdict": _verdict(gain, is_collapsed=metrics.get(metric_names.H_COLLAPSED) == 1),
     }
 
 
@@ -43,7 +46,12 @@ def _gain(metrics: Mapping[str, float | None]) -> float | None:
     return learned - raw if learned is not None and raw is not None else None
 
 
-def _verdict(gain: float | None) -> str:
+def _verdict(gain: float | None, *, is_collapsed: bool) -> str:
+    if is_collapsed:
+        return (
+            "h has collapsed: it hardly varies from image to image, or along one direction only. "
+            "Lower optim.base_lr, lengthen optim.warmup_epochs, or strengthen the views."
+        )
     if gain is None:
         return "Not measured against its baselines yet."
     if gain > 0:
@@ -53,7 +61,7 @@ def _verdict(gain: float | None) -> str:
 
 def as_markdown(report: Mapping[str, Any]) -> str:
     """Return the report as Markdown; what a client named is escaped."""
-    rows = "\n".join(f"| `{key}` | {value:.4f} |" for key, value in report["metrics"].items())
+    rows = "\n".join(f"| `{key}` | {_number(value)} |" for key, value in report["metrics"].items())
     name = "".join(f"\\{character}" if character in "\\`*_[]<>#|!" else character for character in report["name"])
     return (
         f"# {name}\n\n`{report['id']}` is {report['state']}. {report['verdict']}\n\n"
@@ -66,7 +74,7 @@ def as_markdown(report: Mapping[str, Any]) -> str:
 def as_html(report: Mapping[str, Any]) -> str:
     """Return the report as one page without scripts; what a client named is escaped."""
     rows = "".join(
-        f"<tr><td>{html.escape(key)}</td><td>{value:.4f}</td></tr>" for key, value in report["metrics"].items()
+        f"<tr><td>{html.escape(key)}</td><td>{_number(value)}</td></tr>" for key, value in report["metrics"].items()
     )
     name = html.escape(report["name"])
     return (
@@ -74,3 +82,7 @@ def as_html(report: Mapping[str, Any]) -> str:
         f"<p><code>{html.escape(report['id'])}</code> is {html.escape(report['state'])}. "
         f"{html.escape(report['verdict'])}</p><table>{rows}</table></html>"
     )
+
+
+def _number(value: float) -> str:
+    return f"{value:.4f}" if value == 0 or abs(value) >= _SMALL else f"{value:.1e}"

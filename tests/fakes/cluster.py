@@ -20,6 +20,7 @@ from tests.fakes.clock import Clock
 from tests.fakes.tracking import FakeTracking
 from trainer.context import JobDocument, experiment_key
 from trainer.storage import BlobMissing, Storage
+from trainer.unrecorded import unrecorded_trials
 
 Fate = Literal["work", "crash", "error", "bug", "deaf", "linger"]
 """work: to the end. crash: dies half-way without a word. error: fails for good. bug: fails, may be
@@ -71,7 +72,11 @@ class FakeCluster:
 
     def living(self, experiment_id: str) -> list[FakeJob]:
         return [
-            job for job in self.jobs.values() if job.is_living and job.metadata.get("experiment_id") == experiment_id
+            job
+            for job in self.jobs.values()
+            if job.is_living
+            and job.metadata.get("experiment_id") == experiment_id
+            and job.metadata.get("kind") != "backfill"
         ]
 
     def kill(self, submission_id: str) -> None:
@@ -109,7 +114,7 @@ class FakeCluster:
             fate=fates.pop(0) if fates else "work",
         )
         self.num_starts[submission_id] += 1
-        if document:
+        if document and metadata.get("kind") != "backfill":
             num_living = len(self.living(document.experiment_id))
             self.most_living[document.experiment_id] = max(num_living, self.most_living[document.experiment_id])
 
@@ -157,6 +162,8 @@ class FakeCluster:
             job.status = JobStatus.RUNNING
             if job.document is None:
                 self._run_command(job, ran_s=(now - began_at).total_seconds())
+            elif job.metadata.get("kind") == "backfill":
+                self._backfill(job, job.document)
             else:
                 since = job.worked_until or began_at
                 job.worked_until = now
@@ -168,6 +175,13 @@ class FakeCluster:
             job.logs = argument + "\n"
         if name != "sleep" or ran_s >= float(argument):
             job.status = JobStatus.FAILED if name == "false" else JobStatus.SUCCEEDED
+
+    def _backfill(self, job: FakeJob, document: JobDocument) -> None:
+        assert self.blobs is not None
+        is_sent = self.tracking is not None and not self.tracking.is_down
+        for trial_id in unrecorded_trials(self.blobs, document.experiment_id) if is_sent else ():
+            self._write(document.experiment_id, f"trials/{trial_id}/complete.json", {"is_recorded": True})
+        job.status = JobStatus.SUCCEEDED if is_sent else JobStatus.FAILED
 
     def _train(self, job: FakeJob, document: JobDocument, *, worked_s: float) -> None:
         experiment_id = document.experiment_id
@@ -191,6 +205,8 @@ class FakeCluster:
             job.status = JobStatus.FAILED
         elif done >= self.work_s:
             self._tabulate(document, "succeeded")
+            is_recorded = self.tracking is None or not self.tracking.is_down
+            self._write(experiment_id, "trials/t0000/complete.json", {"is_recorded": is_recorded})
             best = {"trial": "t0000", "metric": "knn_accuracy", "value": 0.5}
             complete = {"state": "succeeded", "attempt": document.attempt, "best": best, "reason": None}
             self._write(experiment_id, "complete.json", complete)

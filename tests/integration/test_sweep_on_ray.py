@@ -1,4 +1,4 @@
-"""Sweeps on a real cluster: concurrency, early stops, pause and resume, a killed driver, one bad trial."""
+"""Sweeps on a real cluster: concurrency, early stops, workers, pause and resume, a killed driver, studies."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
+from mlflow import MlflowClient
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from trainer.context import JobDocument, experiment_key
@@ -22,6 +24,7 @@ from tune_spaces.spec import SweepSpec, resolve
 pytestmark = pytest.mark.ray
 
 DEADLINE_S = 180.0
+FREED_WITHIN_S = 5.0  # what a trial held, after it was stopped early
 BASE: dict[str, Any] = {
     "data": {"dataset": "shapes", "image_size": 16},
     "encoder": {"name": "resnet8"},
@@ -84,8 +87,8 @@ class SweepJob:
         return "\n".join(logs)[-5000:]
 
 
-def wait_until(is_so: Callable[[], bool], explain: Callable[[], str]) -> None:
-    deadline = time.monotonic() + DEADLINE_S
+def wait_until(is_so: Callable[[], Any], explain: Callable[[], str], *, deadline_s: float = DEADLINE_S) -> None:
+    deadline = time.monotonic() + deadline_s
     while not is_so():
         assert time.monotonic() < deadline, explain()
         time.sleep(0.1)
@@ -121,6 +124,13 @@ def test_a_grid_runs_to_its_best_encoder_and_its_report(start_sweep: Callable[..
     assert sweep.storage.read(experiment_key(sweep.experiment_id, f"trials/{end['best']['trial']}/encoder.zip"))
     assert all(row.mlflow_run_id for row in rows.values())
     assert sweep.read("report.json")["best"]
+    registry = MlflowClient(tracking_uri=sweep.document.mlflow_uri)
+    best = registry.get_model_version_by_alias(f"sweep-{sweep.experiment_id}", "best")
+    assert best.run_id == rows[end["best"]["trial"]].mlflow_run_id
+    runs = {trial: registry.get_run(str(row.mlflow_run_id)).data for trial, row in rows.items()}
+    assert {run.tags["mlflow.parentRunId"] for run in runs.values()} == {parent_run_id(registry, sweep)}
+    for trial, row in rows.items():
+        assert {path: json.loads(runs[trial].params[path]) for path in row.params} == row.params
 
 
 def test_asha_stops_trials_early_and_they_end_cleanly(start_sweep: Callable[..., SweepJob]) -> None:
@@ -133,6 +143,50 @@ def test_asha_stops_trials_early_and_they_end_cleanly(start_sweep: Callable[...,
     assert sweep.finish(sweep.start(1)) is JobStatus.SUCCEEDED, sweep.log()
     assert "stopped_early" in sweep.states()
     assert "succeeded" in sweep.states()
+
+
+def test_a_stopped_trial_of_two_workers_gives_back_what_it_held(
+    start_sweep: Callable[..., SweepJob], ray_dashboard: str
+) -> None:
+    good, bad, last = 0.3, 1e-7, 0.1
+    sweep = start_sweep(
+        base={**BASE, "scaling": {"num_workers": 2}},
+        space={
+            "optim.base_lr": {"choice": [good, bad, last]},
+            # One alone in its cohort is not stopped, and outlives what it is to see the end of.
+            "epochs": [{"choice": [3], "when": {"optim.base_lr": [good, bad]}}, {"choice": [40]}],
+            "scaling.num_workers": [{"choice": [2], "when": {"optim.base_lr": [good, bad]}}, {"choice": [1]}],
+        },
+        scheduler="asha",
+        metric="uniformity",  # what training drives down from the first step on
+        mode="min",
+        max_concurrent_trials=1,
+    )
+    job = sweep.start(1)
+    wait_until(lambda: sweep.states() and worker_groups(ray_dashboard, job), sweep.log)
+    of_first = worker_groups(ray_dashboard, job)
+    wait_until(lambda: worker_groups(ray_dashboard, job) - of_first, sweep.log)
+    held = worker_groups(ray_dashboard, job)
+    wait_until(lambda: sweep.states()[1] not in ("pending", "running"), sweep.log)
+    assert sweep.states()[:2] == ["succeeded", "stopped_early"], sweep.log()
+    wait_until(lambda: not held & worker_groups(ray_dashboard, job), sweep.log, deadline_s=FREED_WITHIN_S)
+    assert sweep.states()[2] in ("pending", "running"), "the end of the job would have freed all of it"
+    sweep.write("stop.json", {"attempt": 1, "kind": "cancel"})
+    sweep.finish(job)
+    assert sweep.states() == ["succeeded", "stopped_early", "cancelled"]
+
+
+@pytest.mark.parametrize("study", ["colour-shortcut", "h-vs-z"])
+def test_a_study_runs_from_its_name_to_its_answer(start_sweep: Callable[..., SweepJob], study: str) -> None:
+    sweep = start_sweep(base={"data": {"dataset": "shapes"}}, study=study, size="smoke", max_concurrent_trials=2)
+    assert sweep.finish(sweep.start(1)) is JobStatus.SUCCEEDED, sweep.log()
+    report = sweep.read("report.json")
+    assert report["study"] == study
+    assert report["num_trials"] == {"succeeded": len(sweep.rows())}
+    assert report["num_seeds"] == 3
+    assert all(claim["difference"] is not None for claim in report["claims"])
+    assert report["verdict"] in ("holds", "does_not", "cannot_tell")
+    assert (report["analysis"] is not None) == (study == "colour-shortcut")
 
 
 def test_a_paused_sweep_resumes_and_runs_no_finished_trial_again(start_sweep: Callable[..., SweepJob]) -> None:
@@ -179,3 +233,22 @@ def driver_pid(sweep: SweepJob) -> int:
     """Return the process that the driver's own log names."""
     line = next(line for line in sweep.log().splitlines() if "(process " in line)
     return int(line.rpartition("(process ")[2].rstrip(")"))
+
+
+def parent_run_id(registry: MlflowClient, sweep: SweepJob) -> str:
+    experiment = registry.get_experiment_by_name("simclr")
+    assert experiment is not None
+    condition = f"tags.`simclr.experiment_id` = '{sweep.experiment_id}' AND tags.`simclr.role` = 'parent'"
+    (parent,) = registry.search_runs([experiment.experiment_id], condition)
+    return str(parent.info.run_id)
+
+
+def worker_groups(ray_dashboard: str, job: str) -> set[str]:
+    """Return the placement groups of a job that reserve whole CPUs for workers now."""
+    answer = httpx2.get(f"{ray_dashboard}/api/v0/placement_groups", params={"detail": True, "limit": 1000}).json()
+    (ray_job_id,) = {one.job_id for one in JobSubmissionClient(ray_dashboard).list_jobs() if one.submission_id == job}
+    return {
+        group["placement_group_id"]
+        for group in answer["data"]["result"]["result"]
+        if group["state"] != "REMOVED" and group["creator_job_id"] == ray_job_id and len(group["bundles"]) == 2
+    }

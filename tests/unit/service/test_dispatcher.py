@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
+from service.dispatch.backfills import MOST_TRIES
 from service.dispatch.dispatcher import Dispatcher
 from service.dispatch.dispatcher_metrics import DispatcherMetrics
 from service.errors import StoreUnavailable
@@ -20,6 +21,7 @@ from service.store import migrations
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.crash import Crash
 from trainer.context import JobDocument, experiment_key
+from trainer.unrecorded import unrecorded_trials
 
 pytestmark = pytest.mark.anyio
 
@@ -375,6 +377,42 @@ async def test_runs_are_closed_after_a_restart_when_mlflow_was_away_at_the_end(p
     await plane.step(advance_s=6)
     assert plane.tracking.statuses(experiment_id) == {"FINISHED"}
     assert await plane.condition(experiment_id, "mlflow_runs_open") == "false"
+
+
+async def test_what_mlflow_missed_of_an_ended_trial_is_sent_by_one_job(plane: ControlPlane) -> None:
+    experiment_id = await plane.submit()
+    await plane.step_until(experiment_id, State.RUNNING)
+    plane.tracking.is_down = True
+    await plane.step_until(experiment_id, State.SUCCEEDED)
+    plane.tracking.is_down = False
+    await plane.step(advance_s=6)
+    assert await plane.condition(experiment_id, "mlflow_incomplete") == "true"
+    plane.start_dispatcher()
+    for _ in range(4):
+        await plane.step(advance_s=6)
+    assert unrecorded_trials(plane.blobs, experiment_id) == []
+    assert await plane.condition(experiment_id, "mlflow_incomplete") == "false"
+    assert [name for name in plane.cluster.jobs if "backfill" in name] == [f"{experiment_id}-a1-backfill-1"]
+
+
+async def test_a_backfill_that_never_succeeds_is_given_up_with_a_way_out(plane: ControlPlane) -> None:
+    experiment_id = await plane.submit()
+    await plane.step_until(experiment_id, State.RUNNING)
+    plane.tracking.is_down = True
+    await plane.step_until(experiment_id, State.SUCCEEDED)
+    for _ in range(4 * MOST_TRIES):
+        plane.tracking.is_down = False  # it answers the service, but never a job
+        await plane.step(advance_s=6)
+        plane.tracking.is_down = True
+        for name in [name for name in plane.cluster.jobs if "backfill" in name]:
+            plane.clock.advance(6)
+            await plane.cluster.observe(name)
+    assert unrecorded_trials(plane.blobs, experiment_id) == ["t0000"]
+    condition = next(
+        item for item in (await plane.get(experiment_id)).conditions if item["type"] == "mlflow_incomplete"
+    )
+    assert "python -m trainer.backfill" in condition["message"]
+    assert plane.blobs.list("service/open_runs/") == []
 
 
 async def test_an_experiment_that_cannot_be_read_stops_no_other(plane: ControlPlane) -> None:

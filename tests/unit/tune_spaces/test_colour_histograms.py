@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tune_spaces.colour_histograms import NUM_BINS, histogram_match, histograms
+from tune_spaces.reports.colour_histograms import NUM_BINS, histogram_match, histograms
 
 
 def test_a_histogram_counts_each_channel_by_itself() -> None:

@@ -11,7 +11,7 @@ from trainer.spec import spec_problems
 from tune_spaces.catalogue import describe_study
 from tune_spaces.overrides import spec_paths
 from tune_spaces.plan import plan_sweep
-from tune_spaces.problems import sweep_problems
+from tune_spaces.problems.sweep import sweep_problems
 from tune_spaces.spec import SweepSpec
 from tune_spaces.studies import SIZES, Study, get_study, list_studies
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from trainer.spec import PretrainSpec
-from tune_spaces.capacity import is_alone, num_concurrent
+from tune_spaces.driver.capacity import is_alone, num_concurrent
 
 
 def spec(**scaling: Any) -> PretrainSpec:

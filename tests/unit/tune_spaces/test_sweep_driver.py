@@ -13,12 +13,13 @@ from trainer.context import JobDocument, ParentTrial, TrialContext, experiment_k
 from trainer.errors import Stopped, Superseded
 from trainer.storage import DirectoryStorage
 from trainer.trial_table import TrialRow, read_trial_table, write_trial_table
+from tune_spaces.driver.ending import best_trial, end_of
+from tune_spaces.driver.outcome import Outcome
+from tune_spaces.driver.referee import Referee
+from tune_spaces.driver.supply import TrialSupply
+from tune_spaces.driver.sweep import SweepDriver, run_sweep
 from tune_spaces.errors import SweepInterrupted
-from tune_spaces.outcome import Outcome
-from tune_spaces.referee import Referee
 from tune_spaces.spec import SweepSpec, complete, resolve
-from tune_spaces.supply import TrialSupply
-from tune_spaces.sweep import SweepDriver, best_trial, end_of, run_sweep
 
 SPACE = {"loss.temperature": {"choice": [0.1, 0.5]}, "epochs": {"choice": [1, 2]}}
 SWEEP = SweepSpec.model_validate({"base": {"data": {"dataset": "digits"}}, "space": SPACE})
@@ -199,6 +200,18 @@ def test_the_best_is_of_those_that_ran_to_their_ends() -> None:
     assert best_trial(less, [row("a", "succeeded", 0.5), row("b", "succeeded", 0.4)])["trial"] == "b"  # type: ignore[index]
 
 
+def test_the_best_encoder_is_registered_if_mlflow_has_it(tmp_path: Path, storage: DirectoryStorage) -> None:
+    job = document(tmp_path)
+    driver = SweepDriver(complete(SWEEP), job, storage)
+    leave_marker(job, storage, "t0000", bundle_sha256="5" * 64, is_recorded=True)
+    leave_marker(job, storage, "t0001", bundle_sha256="6" * 64, is_recorded=False)
+    leave_marker(job, storage, "t0002", bundle_sha256="7" * 64, is_recorded=True, mlflow_run_id=None)
+    encoder = driver.encoder("t0000")
+    assert encoder is not None
+    assert (encoder.model_name, encoder.mlflow_run_id, encoder.bundle_sha256) == ("tau-exp_1", "run-t0000", "5" * 64)
+    assert [driver.encoder(trial) for trial in ("t0001", "t0002", "t0003")] == [None, None, None]
+
+
 def test_all_failed_is_a_failure_with_the_first_cause() -> None:
     end = end_of(complete(SWEEP), [row("a", "failed", message="nan at step 3"), row("b", "failed", message="other")])
     assert end.state == "failed"
@@ -223,3 +236,13 @@ def test_the_referee_knows_after_a_restart_what_it_heard_before(tmp_path: Path) 
     assert second.report("b", 9, 1, {"knn_accuracy": 0.4})
     assert second.report("b", 9, 1, {"knn_accuracy": 0.9}), "an epoch heard again counts as it was first"
     assert not second.report("c", 27, 1, {"knn_accuracy": 0.1}), "another schedule is another cohort"
+
+
+def test_the_referee_stops_by_the_median_of_what_the_others_have_shown(tmp_path: Path) -> None:
+    asked = {"base": {"data": {"dataset": "digits"}}, "space": {"loss.temperature": {"choice": [0.1, 0.5]}}}
+    sweep = resolve(SweepSpec.model_validate({**asked, "scheduler": "median"}))
+    referee = Referee(sweep=sweep, storage=str(tmp_path), experiment_id="exp_1", epochs=dict.fromkeys("abcde", 9))
+    for trial in "abc":
+        assert not referee.report(trial, 9, 1, {"knn_accuracy": 0.5})
+    assert referee.report("d", 9, 1, {"knn_accuracy": 0.4})
+    assert not referee.report("e", 9, 1, {"knn_accuracy": 0.6})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tune_spaces.plan import plan_sweep
-from tune_spaces.problems import sweep_problems
+from tune_spaces.problems.sweep import sweep_problems
 from tune_spaces.spec import SweepSpec
 
 BASE: dict[str, Any] = {"data": {"dataset": "digits"}, "batch_size": 64, "epochs": 4}
@@ -52,6 +52,12 @@ def test_the_learning_rate_follows_the_batch_and_each_schedule_is_its_own() -> N
 def test_a_suggested_sweep_is_bounded_by_its_dearest_corner() -> None:
     plan = plan_sweep(sweep({"epochs": {"randint": [1, 5]}}, search="optuna", num_samples=4, seeds=[0, 1]), 640)
     assert (plan.trials, plan.num_trials, plan.steps) == ((), 8, 8 * 10 * 5)
+
+
+def test_the_bound_of_a_suggested_sweep_holds_between_its_corners() -> None:
+    """Batches of 64 leave 36 of 100 images out; those of 50, which may be suggested, none."""
+    suggested = sweep({"batch_size": {"randint": [34, 64]}}, search="optuna", num_samples=1)
+    assert plan_sweep(suggested, 100).images >= 100 * 4
 
 
 def test_asha_warns_where_temperature_and_epochs_vary_together() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
-from tune_spaces.problems import sweep_problems
+from tune_spaces.problems.sweep import sweep_problems
 from tune_spaces.spec import SweepSpec
 from tune_spaces.studies import list_studies
 
@@ -54,6 +56,48 @@ def test_a_sound_sweep_has_none() -> None:
 )
 def test_a_bad_axis_is_told_at_its_place(space: dict[str, Any], pointer: str, code: str) -> None:
     assert found(space=space) == {pointer: code}
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        (
+            {"space": {"loss.temperatur": {"choice": [1.0]}}},
+            "loss.temperatur is no field .* did you mean loss.temperature",
+        ),
+        ({"space": {"loss.temperature": {"choice": [-1.0]}}}, "loss.temperature = -1.0: .* greater than 0"),
+        (
+            {"space": {"epochs": {"choice": list(range(1, 40))}}},
+            "more than 32 trials .* take values away, .* raise the limit",
+        ),
+        ({"metric": "accuracy"}, "'accuracy' is never logged; did you mean .*accuracy"),
+        ({"metric": "linear_accuracy_z"}, "linear_accuracy_z is never logged: set base.evaluation.probe_z to true"),
+        (
+            {"space": {"epochs": {"choice": [2]}, "optim.warmup_epochs": {"choice": [4.0]}}},
+            r"shorten it, .*\(at optim.warmup_epochs = 4.0, epochs = 2\)",
+        ),
+        (
+            {"space": {"loss": {"choice": [{}]}, "loss.margin": {"choice": [1.0]}}},
+            "loss.margin is a part of loss.* keep one",
+        ),
+        ({"has_labels": False}, "knn_accuracy needs labels .* choose by uniformity"),
+        (
+            {"study": "temperature", "space": None, "has_labels": False},
+            "temperature needs labels .* digits has none; name one",
+        ),
+    ],
+)
+def test_a_refusal_names_the_field_the_value_and_the_way_out(fields: dict[str, Any], words: str) -> None:
+    has_labels = fields.pop("has_labels", None)
+    asked = {"base": BASE, "space": SPACE, **fields}
+    spec = SweepSpec.model_validate({name: value for name, value in asked.items() if value is not None})
+    details = [problem.detail for problem in sweep_problems(spec, has_labels=has_labels)]
+    assert any(re.search(words, detail) for detail in details), details
+
+
+def test_an_empty_choice_is_refused_in_words() -> None:
+    with pytest.raises(ValidationError, match="nothing to choose from; list a value, or take the path away"):
+        SweepSpec.model_validate({"base": BASE, "space": {"loss.temperature": {"choice": []}}})
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ import pytest
 
 from trainer.trial_table import TrialRow
 from tune_spaces.plan import PlannedTrial, plan_sweep
-from tune_spaces.render import render_html, render_json, render_markdown, render_report
-from tune_spaces.report import Report, build_report
+from tune_spaces.reports.render import render_html, render_json, render_markdown, render_report
+from tune_spaces.reports.report import Report, build_report
 from tune_spaces.spec import SweepSpec, complete
 from tune_spaces.studies import list_studies
 

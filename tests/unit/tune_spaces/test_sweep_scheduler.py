@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from tune_spaces.scheduler import Record, asha_rungs, should_stop
+from tune_spaces.driver.scheduler import Record, asha_rungs, should_stop
 
 
 def asha(cohort: dict[str, list[Record]], trial: str, *, epochs: int = 9) -> bool:

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from trainer.trial_table import TrialRow
+from tune_spaces.driver.supply import TrialSupply, open_supply
 from tune_spaces.plan import PlannedTrial
 from tune_spaces.spec import SweepSpec, complete
-from tune_spaces.supply import TrialSupply, open_supply
 
 SPACE: dict[str, Any] = {
     "loss.kind": {"choice": ["nt_xent", "margin"]},

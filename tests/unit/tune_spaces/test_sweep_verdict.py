@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from trainer.trial_table import TrialRow
-from tune_spaces.estimate import estimate
-from tune_spaces.observations import Observations
 from tune_spaces.plan import plan_sweep
+from tune_spaces.reports.estimate import estimate
+from tune_spaces.reports.observations import Observations
+from tune_spaces.reports.verdict import judge_claim, overall, sentence
 from tune_spaces.spec import SweepSpec, complete
 from tune_spaces.studies import Claim, Term
-from tune_spaces.verdict import judge_claim, overall, sentence
 
 SPACE = {"loss.temperature": {"choice": [0.1, 1.0]}}
 CLAIM = Claim(

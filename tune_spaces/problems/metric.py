@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from itertools import islice
 from typing import Any, Final
@@ -48,9 +49,13 @@ def metric_problems(sweep: SweepSpec, *, has_labels: bool | None) -> list[SpecPr
         detail = f"{metric} is read once at the end and chooses nothing; choose by {metric.removeprefix('test_')}"
         return [_problem("metric_of_test_split", detail, allowed=list(SELECTING))]
     if metric not in SELECTING:
-        return [_problem("metric_unknown", f"{metric!r} is never logged", allowed=list(SELECTING))]
+        near = difflib.get_close_matches(metric, SELECTING, n=1, cutoff=0.0)
+        detail = f"metric {metric!r} is never logged; did you mean {near[0]}?"
+        return [_problem("metric_unknown", detail, allowed=list(SELECTING))]
     if has_labels is False and metric not in _WITHOUT_LABELS:
-        detail = f"{metric} needs labels and the data set has none"
+        detail = (
+            f"{metric} needs labels and the data set has none; choose by {names.UNIFORMITY} or another that needs none"
+        )
         return [_problem("metric_needs_labels", detail, allowed=sorted(_WITHOUT_LABELS))]
     if sweep.scheduler != "fifo" and metric not in BY_EPOCH:
         detail = f"{metric} is not measured while a trial runs, so {sweep.scheduler} cannot stop one by it; use fifo"

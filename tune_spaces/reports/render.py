@@ -11,9 +11,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from tune_spaces.estimate import Estimate
-from tune_spaces.figure import draw_figure, draw_histograms
-from tune_spaces.report import Report
+from tune_spaces.reports.estimate import Estimate
+from tune_spaces.reports.figure import draw_figure, draw_histograms
+from tune_spaces.reports.report import Report
 
 __all__ = ["render_html", "render_json", "render_markdown", "render_report"]
 
@@ -60,7 +60,7 @@ def _inline(svg: bytes) -> Markup:
 @cache
 def _environment(*, is_html: bool) -> Environment:
     environment = Environment(
-        loader=PackageLoader("tune_spaces"),
+        loader=PackageLoader("tune_spaces.reports"),
         autoescape=is_html,  # noqa: S701 - in Markdown the `md` filter makes text inert
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -7,8 +7,8 @@ from itertools import islice
 from typing import Any
 
 from trainer.spec import PretrainSpec, SpecProblem, spec_problems
-from tune_spaces.field_problems import escaped, pointer_of
 from tune_spaces.overrides import apply_overrides, flat_value
+from tune_spaces.problems.fields import escaped, pointer_of
 from tune_spaces.space import Choice, Point, alternatives, bounds, draw, grid
 from tune_spaces.spec import MAX_TRIALS, SweepSpec
 

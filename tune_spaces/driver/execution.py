@@ -16,17 +16,18 @@ from typing import Any, Final
 
 import ray
 from ray import tune
+from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from trainer.context import JobDocument, TrialContext
 from trainer.errors import Stopped, TrainerError
 from trainer.launch import run_trial, run_trial_in_process
 from trainer.spec import PretrainSpec
-from tune_spaces.capacity import DRIVER_CPUS, is_alone, num_concurrent, trial_resources
-from tune_spaces.outcome import Outcome
-from tune_spaces.referee import AskReferee, Referee
+from tune_spaces.driver.capacity import DRIVER_CPUS, is_alone, num_concurrent, trial_resources
+from tune_spaces.driver.outcome import Outcome
+from tune_spaces.driver.referee import AskReferee, Referee
+from tune_spaces.driver.supply import TrialSupply
 from tune_spaces.spec import SweepSpec
-from tune_spaces.supply import TrialSupply
 
 __all__ = ["run_trials"]
 
@@ -47,7 +48,7 @@ def run_trials(
     on_end: Callable[[Outcome], None],
     should_end: Callable[[], bool],
 ) -> None:
-    """Run trials on Ray Tune, as `tune_spaces.outcome.RunTrials` says."""
+    """Run trials on Ray Tune, as `tune_spaces.driver.outcome.RunTrials` says."""
     if not ray.is_initialized():
         ray.init(address="auto", log_to_driver=True)
     concurrent = _concurrency(sweep, supply, num_trials)
@@ -59,6 +60,7 @@ def run_trials(
             num_samples=num_trials,
             max_concurrent_trials=concurrent,
             search_alg=_Suppliant(supply, contexts, should_end),
+            scheduler=_Narrator(on_start, on_end),
             reuse_actors=True,
             trial_name_creator=_name,
             trial_dirname_creator=_name,
@@ -66,7 +68,6 @@ def run_trials(
         run_config=tune.RunConfig(
             name=f"{document.experiment_id}-a{document.attempt}",
             storage_path=str(Path(document.cache_dir) / "ray-tune"),
-            callbacks=[_Narrator(on_start, on_end)],
             failure_config=tune.FailureConfig(max_failures=MAX_TRIAL_FAILURES),
             verbose=0,
         ),
@@ -186,22 +187,26 @@ def _seldom(ask: Callable[[], bool]) -> Callable[[], bool]:
     return remembered
 
 
-class _Narrator(_Unpickled, tune.Callback):
-    """Tune's way to tell what happens."""
+class _Narrator(_Unpickled, FIFOScheduler):
+    """Tune's way to tell what happens.
+
+    A callback would hear the same, and for one Tune imports every logger it knows, MLflow too:
+    seconds in which no trial starts.
+    """
 
     def __init__(self, on_start: Callable[[str], None], on_end: Callable[[Outcome], None]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call] # Ray's own omission
         self._on_start = on_start
         self._on_end = on_end
 
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:  # noqa: ARG002 - as Tune calls it
-        self._on_start(_name(trial))
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:  # noqa: ARG002 - as Tune calls it
+        self._on_start(_name(trial))  # none is added before there is room for it
 
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:  # noqa: ARG002 - as Tune calls it
-        result = trial.last_result or {}
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:  # noqa: ARG002 - as Tune calls it
         reason = json.loads(result["reason"]) if "reason" in result else None
         self._on_end(Outcome(trial=_name(trial), state=result.get("state", "stopped"), reason=reason))
 
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:  # noqa: ARG002 - as Tune calls it
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:  # noqa: ARG002 - as Tune calls it
         message = " ".join(str(trial.get_error() or "the trial's process ended").split())[-500:]
         reason = {"code": "trial_crashed", "message": message, "retryable": True}
         self._on_end(Outcome(trial=_name(trial), state="failed", reason=reason))

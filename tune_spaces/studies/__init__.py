@@ -105,7 +105,7 @@ def get_study(name: str) -> Study | None:
 
 @cache
 def _studies() -> dict[str, Study]:
-    folder = files("tune_spaces") / "presets"
+    folder = files("tune_spaces.studies") / "presets"
     documents = (
         json.loads(file.read_text(encoding="utf-8")) for file in folder.iterdir() if file.name.endswith(".json")
     )

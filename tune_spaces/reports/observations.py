@@ -10,9 +10,9 @@ from functools import cached_property
 from typing import Any
 
 from trainer.trial_table import TrialRow
-from tune_spaces.estimate import Estimate, estimate
 from tune_spaces.overrides import flat_value, value_at
 from tune_spaces.plan import SEED
+from tune_spaces.reports.estimate import Estimate, estimate
 from tune_spaces.spec import SweepSpec
 
 __all__ = ["Observation", "Observations", "mean_by_seed", "over_seeds", "setting_label"]

@@ -12,8 +12,8 @@ from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from tune_spaces.estimate import Estimate
-from tune_spaces.report import FigureData
+from tune_spaces.reports.estimate import Estimate
+from tune_spaces.reports.report import FigureData
 
 __all__ = ["draw_figure", "draw_histograms"]
 

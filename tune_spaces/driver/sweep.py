@@ -8,27 +8,27 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 from collections.abc import Mapping
-from typing import Any
 
 from trainer.context import JobDocument, ParentTrial, TrialContext, experiment_key, trial_key
 from trainer.errors import Stopped
 from trainer.job import JobEnd
 from trainer.launch import finished_trial
+from trainer.model_registry import BestEncoder
 from trainer.parent_run import ParentRun
 from trainer.storage import BlobMissing, Storage
 from trainer.tracking import RunDescription, flatten
 from trainer.trial_table import TrialRow, read_trial_table
+from tune_spaces.driver.ending import end_of
+from tune_spaces.driver.last_values import last_values
+from tune_spaces.driver.ledger import DONE, Ledger
+from tune_spaces.driver.outcome import Outcome, RunTrials
+from tune_spaces.driver.supply import TrialSupply, open_supply
 from tune_spaces.errors import SweepInterrupted
-from tune_spaces.last_values import last_values
-from tune_spaces.ledger import DONE, Ledger
-from tune_spaces.outcome import Outcome, RunTrials
 from tune_spaces.plan import planned_trials
 from tune_spaces.spec import SweepSpec, complete
-from tune_spaces.supply import TrialSupply, open_supply
 
-__all__ = ["best_trial", "end_of", "run_sweep"]
+__all__ = ["SweepDriver", "run_sweep"]
 
 logger = logging.getLogger(__name__)
 
@@ -52,8 +52,11 @@ def run_sweep(document: JobDocument, storage: Storage, *, run_trials: RunTrials 
         driver = SweepDriver(sweep, document, storage)
         driver.run(run_trials)
         rows = list(driver.ledger.rows.values())
-        parent_run.artifacts(_write_report(sweep, document, storage, rows))
-    return end_of(sweep, rows)
+        end = end_of(sweep, rows)
+        if end.best is not None and (encoder := driver.encoder(end.best["trial"])) is not None:
+            parent_run.best_encoder(encoder)
+        parent_run.artifacts(_report(sweep, document, storage, rows))
+    return end
 
 
 class SweepDriver:
@@ -96,6 +99,20 @@ class SweepDriver:
         context = self.document.trial_context(trial_id)
         own = ParentTrial(experiment_id=parent.experiment_id, trial_id=trial_id) if parent else None
         return context.model_copy(update={"parent": own})
+
+    def encoder(self, trial_id: str) -> BestEncoder | None:
+        """Return the encoder of a finished trial as MLflow knows it; None if it has not all of its files."""
+        result = finished_trial(self.context(trial_id))
+        if result is None or result.mlflow_run_id is None or not result.marker.get("is_recorded"):
+            logger.info("the encoder of %s is not registered: MLflow does not have all of it", trial_id)
+            return None
+        return BestEncoder(
+            experiment_id=self.document.experiment_id,
+            experiment_name=self.document.name,
+            trial_id=trial_id,
+            mlflow_run_id=result.mlflow_run_id,
+            bundle_sha256=result.marker["bundle_sha256"],
+        )
 
     def _num_left(self) -> int:
         total = self.sweep.num_trials_searched() if self.sweep.search == "optuna" else len(list(self.supply.known()))
@@ -172,45 +189,9 @@ class SweepDriver:
 
 
 def _on_ray() -> RunTrials:
-    from tune_spaces.execution import run_trials  # Ray, which settling what has ended does not need
+    from tune_spaces.driver.execution import run_trials  # Ray, which settling what has ended does not need
 
     return run_trials
-
-
-# --- the end --------------------------------------------------------------------------------------
-
-
-def end_of(sweep: SweepSpec, rows: list[TrialRow]) -> JobEnd:
-    """Return how a sweep whose trials have all ended came out."""
-    best = best_trial(sweep, rows)
-    if best is not None:
-        return JobEnd(state="succeeded", best=best)
-    failed = [row for row in rows if row.state == "failed"]
-    if len(failed) == len(rows):
-        cause = (failed[0].reason or {}) if failed else {}
-        message = (
-            f"all {len(rows)} trials failed; {failed[0].id if failed else 'none'}: {cause.get('message', 'unknown')}"
-        )
-        reason = {"code": "all_trials_failed", "message": message, "retryable": False, "cause": dict(cause)}
-    else:
-        message = f"no trial that ran to its end has a finite {sweep.metric}"
-        reason = {"code": "no_best_trial", "message": message, "retryable": False}
-    return JobEnd(state="failed", best=None, reason=reason)
-
-
-def best_trial(sweep: SweepSpec, rows: list[TrialRow]) -> dict[str, Any] | None:
-    """Return the trial that ran to its end with the best last value of the sweep's metric."""
-    finished = [row for row in rows if row.state == "succeeded" and math.isfinite(_value(row, sweep.metric))]
-    if not finished:
-        return None
-    sign = 1 if sweep.mode == "max" else -1
-    best = max(finished, key=lambda row: sign * _value(row, sweep.metric))  # of equals the first
-    return {"trial": best.id, "metric": sweep.metric, "value": _value(best, sweep.metric)}
-
-
-def _value(row: TrialRow, metric: str) -> float:
-    value = row.metrics.get(metric)
-    return math.nan if value is None else value
 
 
 def _describe(document: JobDocument, sweep: SweepSpec) -> RunDescription:
@@ -221,31 +202,7 @@ def _describe(document: JobDocument, sweep: SweepSpec) -> RunDescription:
     )
 
 
-def _write_report(
-    sweep: SweepSpec, document: JobDocument, storage: Storage, rows: list[TrialRow]
-) -> Mapping[str, bytes]:
-    """Write the report in every form and return it as artifacts; a sweep outlives a failed one."""
-    from tune_spaces.render import render_report
-    from tune_spaces.report import build_report
+def _report(sweep: SweepSpec, document: JobDocument, storage: Storage, rows: list[TrialRow]) -> Mapping[str, bytes]:
+    from tune_spaces.reports.publication import publish_report  # matplotlib, which no trial waits for
 
-    try:
-        analysis = _analyse(sweep, document)
-        report = build_report(sweep, rows, name=document.name, analysis=analysis)
-        forms = render_report(report)
-        for name, data in forms.items():
-            storage.write(experiment_key(document.experiment_id, name), data)
-    except Exception:  # the trials are done and their encoders are there: a report is not worth them
-        logger.exception("the report could not be written")
-        return {}
-    return {f"report/{name}": data for name, data in forms.items()}
-
-
-def _analyse(sweep: SweepSpec, document: JobDocument) -> dict[str, Any] | None:
-    from tune_spaces.studies import get_study
-
-    study = get_study(sweep.study) if sweep.study else None
-    if study is None or study.analysis is None:
-        return None
-    from tune_spaces.colour_histograms import compare_histograms  # torch, for this study only
-
-    return compare_histograms(sweep.base_spec(), cache_dir=document.cache_dir, datasets_dir=document.datasets_dir)
+    return publish_report(sweep, document, storage, rows)

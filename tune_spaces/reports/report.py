@@ -9,13 +9,13 @@ from typing import Any, Final, Literal
 
 from trainer import metric_names
 from trainer.trial_table import TrialRow
-from tune_spaces.estimate import Estimate, estimate
-from tune_spaces.observations import Observation, Observations, mean_by_seed, over_seeds
 from tune_spaces.overrides import flat_value, value_at
+from tune_spaces.reports.estimate import Estimate, estimate
+from tune_spaces.reports.observations import Observation, Observations, mean_by_seed, over_seeds
+from tune_spaces.reports.verdict import RULE, ClaimResult, Verdict, judge_claim, overall, sentence
 from tune_spaces.space import Choice
 from tune_spaces.spec import SweepSpec
 from tune_spaces.studies import Figure, PaperTable, Study, get_study
-from tune_spaces.verdict import RULE, ClaimResult, Verdict, judge_claim, overall, sentence
 
 __all__ = ["Comparison", "Difference", "FigureData", "Report", "Series", "Setting", "build_report"]
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from trainer.context import JobDocument, TrialContext
+from tune_spaces.driver.supply import TrialSupply
 from tune_spaces.spec import SweepSpec
-from tune_spaces.supply import TrialSupply
 
 __all__ = ["Outcome", "RunTrials"]
 
@@ -23,7 +23,7 @@ class Outcome:
 
 
 class RunTrials(Protocol):
-    """A way to run trials; on Ray Tune it is `tune_spaces.execution.run_trials`."""
+    """A way to run trials; on Ray Tune it is `tune_spaces.driver.execution.run_trials`."""
 
     def __call__(
         self,

@@ -8,10 +8,10 @@ from itertools import islice
 from typing import Any
 
 from trainer.spec import PretrainSpec, SpecProblem
-from tune_spaces.field_problems import document_problems, escaped, unknown_path_detail, value_refusal
-from tune_spaces.metric_problems import metric_problems
 from tune_spaces.overrides import apply_overrides, spec_paths, value_at
-from tune_spaces.point_problems import point_problems
+from tune_spaces.problems.fields import document_problems, escaped, unknown_path_detail, value_refusal
+from tune_spaces.problems.metric import metric_problems
+from tune_spaces.problems.points import point_problems
 from tune_spaces.space import AnyDomain, Choice, LogUniform, RandInt, Uniform, alternatives, grid
 from tune_spaces.spec import SweepSpec, complete, merged_base
 from tune_spaces.studies import get_study, list_studies
@@ -63,7 +63,10 @@ def _label_problems(sweep: SweepSpec, *, has_labels: bool | None) -> list[SpecPr
     study = get_study(sweep.study) if sweep.study else None
     if has_labels is not False or study is None or not study.needs_labels:
         return []
-    detail = f"study {study.name} needs labels and data set {sweep.base_spec().data.dataset} has none"
+    dataset = sweep.base_spec().data.dataset
+    detail = (
+        f"study {study.name} needs labels and data set {dataset} has none; name one with labels in base.data.dataset"
+    )
     involves = ("/base/data/dataset",)
     return [SpecProblem(pointer="/study", code="study_needs_labels", detail=detail, involves=involves)]
 

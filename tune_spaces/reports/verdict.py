@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from tune_spaces.estimate import Estimate, estimate
-from tune_spaces.observations import Observations, mean_by_seed
+from tune_spaces.reports.estimate import Estimate, estimate
+from tune_spaces.reports.observations import Observations, mean_by_seed
 from tune_spaces.studies import Claim
 
 __all__ = ["RULE", "ClaimResult", "Verdict", "judge_claim", "overall", "sentence"]

@@ -15,7 +15,7 @@ from typing import Any
 from trainer.context import trial_key
 from trainer.epoch_report import EpochReport
 from trainer.storage import BlobMissing, open_storage
-from tune_spaces.scheduler import Record, should_stop
+from tune_spaces.driver.scheduler import Record, should_stop
 from tune_spaces.spec import SweepSpec
 
 __all__ = ["AskReferee", "Referee"]

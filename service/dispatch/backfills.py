@@ -1,0 +1,78 @@
+"""Jobs that send MLflow what trials could not: theirs ended while it was away for longer than they wait."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from service.dispatch.attempt_markers import AttemptMarkers
+from service.dispatch.conditions import Conditions
+from service.dispatch.job import backfill_job
+from service.errors import ClusterUnavailable
+from service.outage import Outages
+from service.ports import Cluster, ExperimentRecord, JobObservation, JobStatus
+from service.settings import Settings
+
+__all__ = ["CONDITION", "MOST_TRIES", "Backfills"]
+
+CONDITION: Final = "mlflow_incomplete"
+MOST_TRIES: Final = 5
+_UNDER_WAY: Final = (JobStatus.PENDING, JobStatus.RUNNING)
+
+
+class Backfills:
+    """Looks after the numbers that are still in the storage of an experiment that has ended."""
+
+    def __init__(
+        self,
+        *,
+        cluster: Cluster,
+        markers: AttemptMarkers,
+        conditions: Conditions,
+        outages: Outages,
+        settings: Settings,
+    ) -> None:
+        self._cluster = cluster
+        self._markers = markers
+        self._conditions = conditions
+        self._outages = outages
+        self._settings = settings
+
+    async def is_done(self, record: ExperimentRecord) -> bool:
+        """Return whether MLflow has everything, or was tried often enough; else see that a job sends it.
+
+        A try is known by its number, so that none is submitted twice, whoever asks.
+
+        Raises:
+            BlobsUnavailable: If storage cannot say what is unsent.
+            ClusterUnavailable: If no job can be looked at or submitted.
+        """
+        if not await self._markers.unrecorded_trials(record.id):
+            await self._conditions.take_back(record, CONDITION)
+            return True
+        for number in range(1, MOST_TRIES + 1):
+            name = f"{record.id}-a{record.attempt}-backfill-{number}"
+            status = (await self._observe(name)).status
+            if status is JobStatus.MISSING:
+                if await self._markers.unrecorded_trials(record.id):  # the try before may have ended just now
+                    await self._conditions.set(record, CONDITION, "numbers of ended trials are sent to MLflow now")
+                    await self._submit(record, name)
+                return False
+            if status in _UNDER_WAY:
+                return False
+        await self._conditions.set(
+            record,
+            CONDITION,
+            f"{MOST_TRIES} tries did not bring all numbers to MLflow: they are safe in storage, and "
+            "`python -m trainer.backfill`, with the document of the experiment's last job, sends them",
+        )
+        return True
+
+    async def _observe(self, name: str) -> JobObservation:
+        return await self._outages.ask(ClusterUnavailable, lambda: self._cluster.observe(name))
+
+    async def _submit(self, record: ExperimentRecord, name: str) -> None:
+        job = backfill_job(record, self._settings)
+        await self._outages.ask(
+            ClusterUnavailable,
+            lambda: self._cluster.submit(name, entrypoint=job.entrypoint, env=job.env, metadata=job.metadata),
+        )
