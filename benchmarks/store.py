@@ -20,8 +20,8 @@ from typing import Final
 
 from sqlalchemy import insert
 
-from service.experiment import State
 from service.edge.identifiers import new_experiment_id
+from service.experiment import State
 from service.ports import ListQuery, NewExperiment
 from service.store import SqlStore
 from service.store.tables import experiment_labels, experiments
