@@ -13,6 +13,7 @@ from typing import Any, Final
 import httpx2
 from pydantic import SecretStr
 
+from service.code_package import CodePackage
 from service.errors import ClusterUnavailable
 from service.ports import Capacity, JobObservation, JobStatus
 
@@ -30,9 +31,18 @@ class RayJobs:
     """A Ray cluster behind its dashboard; implements `ports.Cluster`."""
 
     def __init__(
-        self, address: str, *, token: SecretStr | None = None, transport: httpx2.AsyncBaseTransport | None = None
+        self,
+        address: str,
+        *,
+        token: SecretStr | None = None,
+        code: CodePackage | None = None,
+        transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
-        """Connect to `address`, such as http://127.0.0.1:8265; `token` is that of RAY_AUTH_MODE=token."""
+        """Connect to `address`, such as http://127.0.0.1:8265; `token` is that of RAY_AUTH_MODE=token.
+
+        Each job runs in a folder with `code`; without it the nodes have code of their own.
+        """
+        self._code = code
         headers = {"Authorization": f"Bearer {token.get_secret_value()}"} if token else {}
         self._http = httpx2.AsyncClient(
             base_url=address,
@@ -49,10 +59,14 @@ class RayJobs:
     async def submit(
         self, submission_id: str, *, entrypoint: str, env: Mapping[str, str], metadata: Mapping[str, str]
     ) -> None:
+        runtime_env: dict[str, Any] = {"env_vars": dict(env)}
+        if self._code is not None:
+            await self._ensure(self._code)
+            runtime_env["working_dir"] = self._code.uri
         document = {
             "submission_id": submission_id,
             "entrypoint": entrypoint,
-            "runtime_env": {"env_vars": dict(env)},
+            "runtime_env": runtime_env,
             "metadata": dict(metadata),
         }
         answer = await self._send("POST", "/api/jobs/", json=document, timeout=_SUBMIT_TIMEOUT_S)
@@ -61,6 +75,12 @@ class RayJobs:
         # Ray words a used id as an internal error with a trace: whether the job is there is the better question.
         if (await self.observe(submission_id)).status is JobStatus.MISSING:
             await self._expect(answer)
+
+    async def _ensure(self, code: CodePackage) -> None:
+        """See that the head has the package; asking keeps it there until the job that follows holds it."""
+        path = f"/api/packages/gcs/{code.name}"
+        if (await self._send("GET", path)).status_code == HTTPStatus.NOT_FOUND:
+            await self._expect(await self._send("PUT", path, content=code.data))
 
     async def observe(self, submission_id: str) -> JobObservation:
         answer = await self._send("GET", f"/api/jobs/{submission_id}")

@@ -30,6 +30,7 @@ class Settings(BaseSettings):
     ray_address: str | None = Field(None, repr=False)  # the dashboard's http address, which serves the Jobs API
     ray_token: SecretStr | None = None  # where the cluster runs with RAY_AUTH_MODE=token
     cpus: int | None = Field(None, ge=1, le=4096)  # logical CPUs of the embedded, fixed Ray
+    ship_code: bool = True  # each job to a cluster brings the training code; off: the nodes' own is used
     max_workers: int | None = Field(None, ge=1)
     rate_limit: str | None = None  # per token, as "100/minute"; None: off
     max_running: int | None = Field(None, ge=1)  # experiments at once; None: what the cluster holds
@@ -59,6 +60,11 @@ class Settings(BaseSettings):
     def cache_dir(self) -> Path:
         """Return the node-local cache of decoded images; rebuilt when lost."""
         return self.home_dir / "cache"
+
+    @property
+    def ships_code(self) -> bool:
+        """Return whether jobs bring the training code: the embedded Ray's nodes are this installation."""
+        return self.ship_code and self.cpus is None
 
     @property
     def embedded_cpus(self) -> int:

@@ -1,0 +1,112 @@
+"""Two hosts that share nothing but storage train what one process trains, whatever dies meanwhile."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import httpx2
+import pytest
+
+from service.code_package import CodePackage
+from service.ports import JobStatus
+from tests.harness.experiments import SHORT, STEPS_PER_EPOCH, wait_until
+from tests.harness.hosts import Host, Lan, reason_for_no_hosts
+from tests.harness.paused_run import EXPERIMENT, PausedRun
+from tests.harness.ray_hosts import RayHosts
+
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.timeout(600),
+    pytest.mark.slow,
+    pytest.mark.skipif(reason_for_no_hosts() is not None, reason=str(reason_for_no_hosts())),
+]
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+EPOCHS: Final = 12
+SPEC: Final[dict[str, Any]] = SHORT | {"epochs": EPOCHS, "precision": "float64", "scaling": {"num_workers": 2}}
+END_TIMEOUT_S: Final = 240.0
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A head without CPUs and two hosts with one each: two workers cannot but be spread."""
+
+    ray: RayHosts
+    nodes: tuple[Host, Host]
+    shared: Path
+
+    def workers(self) -> list[int]:
+        """Return how many training workers each node has."""
+        return [len(node.processes("RayTrainWorker")) for node in self.nodes]
+
+
+@pytest.fixture(scope="module")
+def cluster(datasets_dir: Path) -> Iterator[Cluster]:
+    with Lan() as lan:
+        shutil.copytree(datasets_dir, lan.shared / "datasets")
+        head, left, right = (lan.add_host(name) for name in ("head", "left", "right"))
+        ray = RayHosts(head, left, right, datasets=lan.shared / "datasets", code=marked_code(lan.shared / "code"))
+        yield Cluster(ray, (left, right), lan.shared)
+
+
+def marked_code(folder: Path) -> CodePackage:
+    """Return the training code with other words in its log than the nodes' own has."""
+    folders = [shutil.copytree(ROOT / name, folder / name) for name in ("trainer", "tune_spaces")]
+    for name, words in (("job.py", '"attempt %d of'), ("loop.py", '"training from step')):
+        file = folder / "trainer" / name
+        text = file.read_text()
+        assert words in text
+        file.write_text(text.replace(words, f'"shipped {words[1:]}'))
+    return CodePackage.of(*folders)
+
+
+def test_two_hosts_go_on_with_the_run_of_one_process_though_a_worker_is_killed(cluster: Cluster) -> None:
+    run = PausedRun(cluster.shared, SPEC, steps=EPOCHS * STEPS_PER_EPOCH)
+
+    cluster.ray.submit(EXPERIMENT, SPEC, attempt=2, storage=run.storage)
+    own = run.storage / "experiments" / EXPERIMENT
+    timeline = own / "attempts/2/timeline.json"
+    wait_until(lambda: "first_step" in text_of(timeline), timeout_s=END_TIMEOUT_S, what="the first step")
+    assert cluster.workers() == [1, 1]
+    (worker,) = cluster.nodes[1].processes("RayTrainWorker")
+    worker.kill()
+    wait_until(lambda: has_ended(cluster), timeout_s=END_TIMEOUT_S, what="the end")
+
+    assert cluster.ray.status(EXPERIMENT, attempt=2) is JobStatus.SUCCEEDED
+    fences = sorted((own / "trials/t0000/fence").iterdir())
+    assert [json.loads(fence.read_bytes())["attempt"] for fence in fences] == [1, 2, 2]
+    log = (own / "attempts/2/driver.log").read_text()
+    assert "resumed from the checkpoint of step" in log
+    assert "shipped attempt 2 of" in log  # the driver's code came with the job
+    assert "shipped training from step" in log  # and the workers'
+    assert run.distance(run.storage) <= 1e-9
+    wait_until(lambda: cluster.workers() == [0, 0], timeout_s=20, what="the end of the workers")
+    wait_until(lambda: not cluster.ray.reserved(), timeout_s=20, what="the release of what was reserved")
+
+
+def test_without_the_token_the_cluster_tells_another_host_nothing(cluster: Cluster) -> None:
+    ray = cluster.ray
+    for token in ({}, {"Authorization": "Bearer wrong"}):
+        for path in ("/api/jobs/", "/api/v0/nodes", "/api/cluster_status", "/nodes?view=summary"):
+            assert httpx2.get(ray.dashboard + path, headers=token, trust_env=False).status_code in (401, 403)
+        answer = httpx2.post(f"{ray.dashboard}/api/jobs/", json={"entrypoint": "true"}, headers=token, trust_env=False)
+        assert answer.status_code in (401, 403)
+
+
+def test_nothing_secret_is_in_what_ray_shows_of_jobs_and_nodes(cluster: Cluster) -> None:
+    ray = cluster.ray
+    for what in ("nodes", "actors", "jobs", "workers", "runtime_envs"):
+        assert ray.token not in json.dumps(ray.listing(what))
+
+
+def has_ended(cluster: Cluster) -> bool:
+    return cluster.ray.status(EXPERIMENT, attempt=2) not in (JobStatus.PENDING, JobStatus.RUNNING)
+
+
+def text_of(file: Path) -> str:
+    return file.read_text() if file.exists() else ""
