@@ -700,6 +700,25 @@ async def test_a_bad_row_does_not_hide_the_others_from_a_claimer(
     assert bad.id in caplog.text
 
 
+# --- reach --------------------------------------------------------------------------------------
+
+
+async def test_where_every_connection_is_taken_a_call_is_refused_and_the_next_one_served(
+    store: SqlStore, address: str, clock: Clock
+) -> None:
+    del store  # it has made the tables
+    crowded = SqlStore(address, clock=clock, wait_s=0.2)
+    try:
+        async with contextlib.AsyncExitStack() as held:
+            for _ in range(crowded._database._reader.pool.size()):  # type: ignore[attr-defined] # a queue has one
+                await held.enter_async_context(crowded._database.read())
+            with pytest.raises(StoreUnavailable):
+                await asyncio.wait_for(crowded.ping(), 5)
+        await crowded.ping()
+    finally:
+        await crowded.close()
+
+
 # --- events -------------------------------------------------------------------------------------
 
 
