@@ -29,6 +29,7 @@ from service.errors import SettingsError
 from service.housekeeping import Housekeeping
 from service.intake.lifecycle_verbs import Deletions
 from service.ports import Cluster, Store, Tracking
+from service.recent_capacity import RecentCapacity
 from service.routes import (
     artifacts,
     catalogue,
@@ -97,6 +98,7 @@ def create_app(*, settings: Settings, store: Store, cluster: Cluster, tracking: 
         blobs=blobs,
         feed=EventFeed(store),
         speeds=SpeedHistory(store, tracking),
+        capacity=RecentCapacity(cluster),
         rate_limit=RateLimit(settings.rate_limit),
         paging_key=paging_key(settings),
         wake_dispatcher=dispatcher.wake,

@@ -39,6 +39,7 @@ __all__ = ["Dispatcher"]
 
 LEASE_S: Final = 15.0  # how long a dispatcher that died keeps others from its experiments
 PERIOD_S: Final = 0.5
+LEAST_PERIOD_S: Final = 0.25  # however many submit: a step asks the cluster, and looks at all that wait
 
 log = structlog.get_logger("service.dispatch.dispatcher")
 
@@ -104,6 +105,7 @@ class Dispatcher:
         """Step until `stop`; whatever happens in a step, another follows."""
         while not stop.is_set():
             self._wakes.clear()
+            began_s = asyncio.get_running_loop().time()
             try:
                 await self.step()
             except StoreUnavailable as error:
@@ -111,6 +113,7 @@ class Dispatcher:
             except Exception:
                 log.exception("dispatcher_step_failed")  # a bug must not end the loop that all experiments rest on
             await _first_of(stop, self._wakes, timeout_s=PERIOD_S)
+            await _first_of(stop, timeout_s=began_s + LEAST_PERIOD_S - asyncio.get_running_loop().time())
 
     async def step(self) -> StepReport:
         """Look once at every active experiment and do what is due. Raises StoreUnavailable."""
@@ -207,6 +210,8 @@ def _is_readable(record: ExperimentRecord) -> bool:
 
 
 async def _first_of(*events: asyncio.Event, timeout_s: float) -> None:
+    if timeout_s <= 0:
+        return
     waits = [asyncio.ensure_future(event.wait()) for event in events]
     try:
         await asyncio.wait(waits, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)

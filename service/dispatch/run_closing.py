@@ -7,7 +7,6 @@ whichever process is there then. The note stays too until MLflow has all numbers
 
 from __future__ import annotations
 
-from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -15,7 +14,7 @@ from service.dispatch.attempt_markers import AttemptMarkers, OpenRun, RunStatus
 from service.dispatch.backfills import Backfills
 from service.dispatch.conditions import Conditions
 from service.dispatch.settlement import run_status
-from service.errors import ClusterUnavailable, ExperimentNotFound, TrackingUnavailable
+from service.errors import ClusterUnavailable, ExperimentNotFound, StaleState, TrackingUnavailable
 from service.experiment import TERMINAL, State
 from service.outage import Outages
 from service.ports import ExperimentRecord, Store, Tracking
@@ -56,10 +55,10 @@ class RunCloser:
             BlobsUnavailable: If neither could be done nor noted.
         """
         status = run_status(state)
+        await self._markers.note_open_run(record.id, status)  # known even where the experiment is deleted at once
         try:
             await self._ask_mlflow(record.id, status)
         except TrackingUnavailable as error:
-            await self._markers.note_open_run(record.id, status)
             await self._conditions.set(record, CONDITION, f"closed when MLflow is back: {error.message}")
 
     async def sweep(self, *, now: datetime) -> int:
@@ -72,9 +71,15 @@ class RunCloser:
             return 0
         self._swept_at = now
         num_closed = 0
-        with suppress(TrackingUnavailable, ClusterUnavailable):
-            for open_run in await self._markers.open_runs():
+        for open_run in await self._markers.open_runs():
+            try:
                 num_closed += await self._close_if_ended(open_run)
+            except TrackingUnavailable:
+                break  # the others would be told the same
+            except ClusterUnavailable:
+                continue  # one that needs a job waits; the others do not
+            except StaleState:
+                continue  # its condition is being written by another
         return num_closed
 
     async def _close_if_ended(self, open_run: OpenRun) -> bool:
@@ -85,10 +90,11 @@ class RunCloser:
         else:
             if record.state not in TERMINAL:
                 return False
+            is_complete = await self._backfills.is_done(record)  # first: what it sends may open a run
             await self._ask_mlflow(record.id, run_status(record.state))
             await self._conditions.take_back(record, CONDITION)
-            if not await self._backfills.is_done(record):
-                return False  # its runs are looked at again when what is missing has come
+            if not is_complete:
+                return False
         await self._markers.forget_open_run(open_run.experiment_id)
         return True
 

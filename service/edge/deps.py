@@ -24,6 +24,7 @@ from service.edge.rate_limit import RateLimit
 from service.edge.strict_json import MalformedJson, parse
 from service.errors import BlobsUnavailable, ExperimentNotFound
 from service.ports import Cluster, ExperimentRecord, Idempotency, Role, Store, Tracking
+from service.recent_capacity import RecentCapacity
 from service.schemas import NO_NUL
 from service.settings import Settings
 from service.speed_history import SpeedHistory
@@ -58,6 +59,7 @@ class Services:
     blobs: Storage
     feed: EventFeed
     speeds: SpeedHistory
+    capacity: RecentCapacity
     rate_limit: RateLimit
     paging_key: bytes
     wake_dispatcher: Callable[[], None]

@@ -9,7 +9,6 @@ from typing import Any
 from service.edge.auth import Caller
 from service.edge.deps import Services, idempotency_of
 from service.edge.identifiers import new_experiment_id
-from service.errors import ClusterUnavailable
 from service.intake.environment import Environment
 from service.intake.submission import Submission, check_submission
 from service.ports import ExperimentRecord, NewExperiment
@@ -19,10 +18,7 @@ __all__ = ["create_experiment", "judge"]
 
 async def judge(body: dict[str, Any], services: Services) -> Submission:
     """Return what `body` asks for. Raises Problem 422 with all that is wrong with it."""
-    try:
-        capacity = await services.cluster.capacity()
-    except ClusterUnavailable:
-        capacity = None  # what cannot be asked now is not judged
+    capacity = await services.capacity.get()  # None: what cannot be asked now is not judged
     environment = Environment(services.settings, capacity, services.speeds.images_per_second)
     return await asyncio.to_thread(check_submission, body, environment)
 

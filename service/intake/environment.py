@@ -7,7 +7,7 @@ Everything here may read files: call it off the event loop.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import floor
 from typing import TYPE_CHECKING
 
@@ -26,11 +26,12 @@ MAX_COUNTED_BYTES = 64 * 2**20  # decoded: up to here a data set is decoded to c
 
 @dataclass(frozen=True)
 class Environment:
-    """This installation, as far as a spec depends on it."""
+    """This installation, as far as the specs of one request depend on it: no data set is read twice for one."""
 
     settings: Settings
     capacity: Capacity | None  # None: the cluster does not answer
     images_per_second: Callable[[PretrainSpec], float | None] = lambda _: None  # of others alike; None: no history
+    _counted: dict[tuple[str, int, float], int] = field(default_factory=dict)
 
     def dataset(self, name: str) -> DatasetInfo:
         """Return the entry of one data set. Raises DataError; for an unknown id its context lists the `allowed`."""
@@ -47,6 +48,12 @@ class Environment:
         Raises:
             DataError: If the data set is unknown or its images cannot be read.
         """
+        key = (spec.data.dataset, spec.data.image_size, spec.data.validation_ratio)
+        if key not in self._counted:
+            self._counted[key] = self._count(spec)
+        return self._counted[key]
+
+    def _count(self, spec: PretrainSpec) -> int:
         num_train, image_size = self.dataset(spec.data.dataset).num_train, spec.data.image_size
         expected = num_train - round(num_train * spec.data.validation_ratio)
         if num_train * image_size**2 * 3 > MAX_COUNTED_BYTES:

@@ -11,7 +11,7 @@ import structlog
 from service.edge.deps import Services
 from service.edge.problems import Problem
 from service.errors import ExperimentNotFound, StaleState, Unavailable
-from service.experiment import ACTIVE, State, Verb, allowed_verbs, verb_target
+from service.experiment import ACTIVE, TERMINAL, State, Verb, allowed_verbs, verb_target
 from service.ports import ExperimentRecord, ListQuery
 
 __all__ = ["Deletions", "obey"]
@@ -83,10 +83,12 @@ class Deletions:
 
     async def take_up(self) -> None:
         """Wait again for the experiments whose deletion an earlier process promised."""
-        page = await self._services.store.list(ListQuery(states=(State.CANCELLING,), page_size=1000))
-        for record in page.items:
-            if any(condition.get("type") == DELETION for condition in record.conditions):
-                self._wait_for(record.id)
+        # Those that have ended since are among the newest; of an older one its owner sees that it is there.
+        for states in ((State.CANCELLING,), tuple(TERMINAL)):
+            page = await self._services.store.list(ListQuery(states=states, page_size=1000))
+            for record in page.items:
+                if any(condition.get("type") == DELETION for condition in record.conditions):
+                    self._wait_for(record.id)
 
     async def close(self) -> None:
         """Stop waiting; the wishes stay in the database."""

@@ -65,6 +65,8 @@ async def _read(
     try:
         record = await services.store.get(record.id)
         events = await services.store.events(after=after, experiment_id=record.id, limit=EVENTS_AT_ONCE)
+        if record.state not in TERMINAL and any(event.data.get("state") in TERMINAL for event in events):
+            record = await services.store.get(record.id)  # it ended between the two
     except StoreUnavailable:
         await asyncio.sleep(RETRY_S)
         events = []

@@ -105,9 +105,9 @@ class LiveNumbers:
     async def _ask(self, record: ExperimentRecord) -> None:
         if not record.attempt:
             return
-        with suppress(Unavailable):  # numbers wait in storage and come when their keeper is back
-            self._add(await self._metrics(record))
-            self._add(await self._log(record))
+        for read in (self._metrics, self._log):
+            with suppress(Unavailable):  # numbers wait in storage and come when their keeper is back
+                self._add(await read(record))
 
     def _add(self, events: list[ServerSentEvent]) -> None:
         self._found.extend(events)
@@ -121,8 +121,6 @@ class LiveNumbers:
         followed = [trial for trial in trials if trial.mlflow_run_id and trial.id not in self._finished]
         events: list[ServerSentEvent] = []
         for trial in followed[:MAX_TRIALS]:
-            if trial.state not in (TrialState.RUNNING, TrialState.PENDING):
-                self._finished.add(trial.id)  # asked once more now, then no longer
             series = await self._services.tracking.metrics(str(trial.mlflow_run_id), sorted(trial.metrics))
             by_step: dict[int, dict[str, Any]] = defaultdict(dict)
             for key, points in series.items():
@@ -133,6 +131,8 @@ class LiveNumbers:
                 if points:
                     self._last_steps[trial.id, key] = max(told, points[-1].step)
             events += [_metric_event(trial.id, step, by_step[step]) for step in sorted(by_step)]
+            if trial.state not in (TrialState.RUNNING, TrialState.PENDING):
+                self._finished.add(trial.id)  # it was asked after its end
         skips, self._skips_history = self._skips_history, False
         return [] if skips else events
 

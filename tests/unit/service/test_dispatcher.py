@@ -379,6 +379,14 @@ async def test_runs_are_closed_after_a_restart_when_mlflow_was_away_at_the_end(p
     assert await plane.condition(experiment_id, "mlflow_runs_open") == "false"
 
 
+async def test_runs_of_an_experiment_that_is_deleted_as_soon_as_it_ended_keep_their_status(plane: ControlPlane) -> None:
+    experiment_id = await plane.submit()
+    await plane.step_until(experiment_id, State.SUCCEEDED)
+    await plane.store.delete(experiment_id)
+    await plane.step(advance_s=6)
+    assert plane.tracking.statuses(experiment_id) == {"FINISHED"}
+
+
 async def test_what_mlflow_missed_of_an_ended_trial_is_sent_by_one_job(plane: ControlPlane) -> None:
     experiment_id = await plane.submit()
     await plane.step_until(experiment_id, State.RUNNING)
