@@ -18,7 +18,7 @@ from typing import Any
 from trainer.context import JobDocument, TrialContext
 from trainer.fence import take_fence
 from trainer.outbox import Outbox
-from trainer.storage import Storage, open_storage
+from trainer.storage import BlobMissing, Storage, open_storage
 from trainer.tracking import DRAIN_S, MlflowRuns, RunDescription, TrialRecorder, flatten
 from trainer.unrecorded import unrecorded_trials
 
@@ -34,7 +34,7 @@ def backfill(document: JobDocument, *, drain_s: float = DRAIN_S) -> list[str]:
 
     Args:
         document: Of the experiment's last attempt: an earlier one may no longer write.
-        drain_s: How long MLflow may take for each trial.
+        drain_s: How long MLflow may take nothing before it counts as away.
 
     Raises:
         Superseded: If a later attempt has begun.
@@ -46,20 +46,26 @@ def backfill(document: JobDocument, *, drain_s: float = DRAIN_S) -> list[str]:
     storage = open_storage(document.storage)
     for trial_id in unrecorded_trials(storage, document.experiment_id):
         context = document.trial_context(trial_id, is_only_trial=document.kind == "pretrain")
-        if not _send(storage, context, document, drain_s=drain_s):
+        try:
+            description = RunDescription(**json.loads(storage.read(context.key("metrics/description.json"))))
+        except BlobMissing:
+            logger.warning("trial %s of %s left no description: passed over", trial_id, document.experiment_id)
+            continue
+        if not _send(storage, context, document, description, drain_s=drain_s):
             break  # MLflow is away again: the others would wait as long for nothing
         logger.info("trial %s of %s is recorded", trial_id, document.experiment_id)
     return unrecorded_trials(storage, document.experiment_id)
 
 
-def _send(storage: Storage, context: TrialContext, document: JobDocument, *, drain_s: float) -> bool:
-    description = RunDescription(**json.loads(storage.read(context.key("metrics/description.json"))))
+def _send(
+    storage: Storage, context: TrialContext, document: JobDocument, description: RunDescription, *, drain_s: float
+) -> bool:
     outbox = Outbox(storage, context.key("metrics/"), take_fence(storage, context))
     recorder = TrialRecorder(storage=storage, context=context, outbox=outbox, description=description)
     if not context.is_only_trial:
         _runs(context).ensure_parent(RunDescription(name=document.name, params=flatten(document.spec), tags={}))
     recorder.start()
-    if not recorder.close(drain_s=drain_s):
+    if not recorder.close(drain_s=drain_s, is_patient=True):
         return False
     marker: dict[str, Any] = json.loads(storage.read(context.key(_MARKER)))
     marker |= {"is_recorded": True, "mlflow_run_id": recorder.mlflow_run_id}

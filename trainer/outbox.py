@@ -9,18 +9,26 @@ far they were sent. It makes metrics exact across crashes:
   says how far each metric got.
 - Two starts cannot append the same number; the loser reads what the winner wrote and goes on
   behind it.
+
+A start does not read the whole log: a snapshot, replaced now and then, says how far each metric
+got in the entries up to a number. Entries never change, so that any snapshot stays true.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from trainer.fence import Fence
 from trainer.storage import BlobMissing, Storage
 
-__all__ = ["Entry", "Outbox", "Point"]
+__all__ = ["Entry", "Outbox", "Point", "merged"]
+
+READERS = 16  # threads: an object store answers one reader slowly, many as fast
+READ_AT_ONCE = 100  # entries behind the sent mark, at most
+SNAPSHOT_EVERY = 1000  # entries
 
 
 class Point(NamedTuple):
@@ -41,24 +49,41 @@ class Entry(NamedTuple):
     bundle_sha256: str | None = None  # of the encoder
 
 
+def merged(entries: Iterable[Entry], *, most_points: int) -> Iterator[Entry]:
+    """Yield the entries in order, neighbours of at most `most_points` points together as one.
+
+    Such a one has the number of its last: MLflow has all of them once it has that.
+    """
+    held: Entry | None = None
+    for entry in entries:
+        if held and held.points and entry.points and len(held.points) + len(entry.points) <= most_points:
+            held = Entry(entry.number, held.points + entry.points)
+            continue
+        if held:
+            yield held
+        held = entry
+    if held:
+        yield held
+
+
 class Outbox:
     """The log of one trial. Not thread safe: its owner holds a lock."""
 
-    def __init__(self, storage: Storage, prefix: str, fence: Fence) -> None:
+    def __init__(self, storage: Storage, prefix: str, fence: Fence, *, snapshot_every: int = SNAPSHOT_EVERY) -> None:
         self._storage = storage
         self._prefix = prefix
         self._fence = fence
-        self._next = 1
-        self._last_step: dict[str, int] = {}
+        self._snapshot_every = snapshot_every
+        snapshot = self._read_document("snapshot.json") or {"number": 0, "last_step": {}}
+        self._snapshot_number = int(snapshot["number"])
+        self._next = self._snapshot_number + 1
+        self._last_step: dict[str, int] = snapshot["last_step"]
         self._catch_up()
 
     @property
     def sent(self) -> int:
         """Return the number of the last entry that MLflow has."""
-        try:
-            return int(json.loads(self._storage.read(f"{self._prefix}sent.json"))["number"])
-        except BlobMissing:
-            return 0
+        return int((self._read_document("sent.json") or {"number": 0})["number"])
 
     @property
     def last_number(self) -> int:
@@ -74,6 +99,7 @@ class Outbox:
         while fresh := [point for point in points if point.step > self._last_step.get(point.key, 0)]:
             if self._append({"points": fresh}):
                 self._remember(fresh)
+                self._snapshot_now_and_then()
                 return
             self._catch_up()
 
@@ -87,16 +113,16 @@ class Outbox:
         while not self._append({"bundle_sha256": bundle_sha256}):
             self._catch_up()
 
-    def unsent(self) -> Iterator[Entry]:
-        """Yield the entries behind the sent mark, in order, as they are in storage."""
-        for number in range(self.sent + 1, self._next):
-            yield self._read(number)
+    def unsent(self) -> list[Entry]:
+        """Return the first entries behind the sent mark, in order, as they are in storage; [] behind the last."""
+        first = self.sent + 1
+        return list(self._read_many(first, min(self._next, first + READ_AT_ONCE)))
 
     def series(self, *keys: str) -> dict[str, list[tuple[int, float]]]:
         """Return (step, value) of each key over the whole log, for pictures."""
         series: dict[str, list[tuple[int, float]]] = {key: [] for key in keys}
-        for number in range(1, self._next):
-            for point in self._read(number).points:
+        for entry in self._read_many(1, self._next):
+            for point in entry.points:
                 if point.key in series:
                     series[point.key].append((point.step, point.value))
         return series
@@ -114,13 +140,32 @@ class Outbox:
 
     def _catch_up(self) -> None:
         entry_keys = self._storage.list(f"{self._prefix}entry-")
-        for number in range(self._next, len(entry_keys) + 1):
-            self._remember(self._read(number).points)
-        self._next = len(entry_keys) + 1
+        for entry in self._read_many(self._next, len(entry_keys) + 1):
+            self._remember(entry.points)
+            self._next = entry.number + 1
 
     def _remember(self, points: list[Point] | tuple[Point, ...]) -> None:
         for point in points:
             self._last_step[point.key] = max(point.step, self._last_step.get(point.key, 0))
+
+    def _snapshot_now_and_then(self) -> None:
+        if self.last_number - self._snapshot_number < self._snapshot_every:
+            return
+        snapshot = {"number": self.last_number, "last_step": self._last_step}
+        self._storage.write(f"{self._prefix}snapshot.json", json.dumps(snapshot).encode())
+        self._snapshot_number = self.last_number
+
+    def _read_document(self, name: str) -> dict[str, Any] | None:
+        try:
+            document: dict[str, Any] = json.loads(self._storage.read(f"{self._prefix}{name}"))
+        except BlobMissing:
+            return None
+        return document
+
+    def _read_many(self, first: int, end: int) -> Iterator[Entry]:
+        """Yield the entries first..end-1 in order."""
+        with ThreadPoolExecutor(max_workers=READERS, thread_name_prefix="outbox-reader") as readers:
+            yield from readers.map(self._read, range(first, end))
 
     def _read(self, number: int) -> Entry:
         document = json.loads(self._storage.read(self._key(number)))

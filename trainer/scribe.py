@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 StopKind = Literal["pause", "cancel", "early"]
 
 CHECKPOINT_EVERY_S = 15.0  # what a crash costs at most, besides the restart
+CLOSE_DRAIN_S = 3.0  # what a start that fails or is stopped gives MLflow; the rest waits in storage
 MAX_FAILED_CHECKPOINTS = 5
 STOP_POLL_EVERY_S = 0.5
 
@@ -155,9 +156,15 @@ class Scribe:
         self.close()
 
     def close(self) -> None:
-        """Let go of threads."""
+        """Make durable what was recorded and let go of threads; closing again does nothing."""
         self._is_closed.set()
         self._executor.shutdown(wait=True)
+        if self.recorder is None:
+            return
+        try:
+            self.recorder.close(drain_s=CLOSE_DRAIN_S)
+        except (Superseded, OSError) as error:  # on the way out; what led here is raised already
+            logger.warning("the last metrics were not kept: %s", error)
 
     @property
     def _recorder(self) -> TrialRecorder:

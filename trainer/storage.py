@@ -187,7 +187,8 @@ def _s3_client() -> S3Client:
     import boto3
     from botocore.config import Config
 
-    return boto3.client("s3", config=Config(connect_timeout=5, read_timeout=60, retries={"max_attempts": 3}))
+    config = Config(connect_timeout=5, read_timeout=60, retries={"max_attempts": 3}, max_pool_connections=16)
+    return boto3.client("s3", config=config)
 
 
 def _error_code(error: Exception) -> str:

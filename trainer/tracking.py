@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from trainer.context import TrialContext
 from trainer.errors import StorageUnavailable, Superseded, TrainerError
 from trainer.model_registry import BestEncoder, register_encoder
-from trainer.outbox import Entry, Outbox, Point
+from trainer.outbox import Entry, Outbox, Point, merged
 from trainer.storage import Storage
 
 if TYPE_CHECKING:
@@ -171,6 +171,9 @@ class TrialRecorder:
         self._failed_writes = 0
         self._fatal: TrainerError | None = None
         self._is_closing = threading.Event()
+        self._is_abandoned = threading.Event()
+        self._num_sent = 0
+        self._has_sent_all = False
         self._has_entries = threading.Event()
         self.mlflow_run_id: str | None = None
         self._writer = threading.Thread(target=self._write_until_closed, name="outbox-writer", daemon=True)
@@ -220,11 +223,11 @@ class TrialRecorder:
             try:
                 if points:
                     self._outbox.append_points(points)
+                    self._has_entries.set()
             except BaseException:
                 with self._buffer_lock:
                     self._buffer = points + self._buffer
                 raise
-        self._has_entries.set()
 
     def series(self, *keys: str) -> dict[str, list[tuple[int, float]]]:
         """Return (step, value) of each key since the trial's first start."""
@@ -237,16 +240,38 @@ class TrialRecorder:
         if self._fatal is not None:
             raise self._fatal
 
-    def close(self, *, drain_s: float) -> bool:
-        """Make all durable, give MLflow up to `drain_s` seconds, return whether it has everything."""
-        self.persist()
-        self._is_closing.set()
-        self._has_entries.set()
-        self._writer.join()
-        if not self._sender.is_alive():
-            return self._context.mlflow_uri is None
-        self._sender.join(drain_s)
-        return not self._sender.is_alive()
+    def close(self, *, drain_s: float, is_patient: bool = False) -> bool:
+        """Make all durable, give MLflow time to take it, and let go of threads; closing again waits for nothing.
+
+        Args:
+            drain_s: How long MLflow may take.
+            is_patient: Whether it may take as long again each time that it took something.
+
+        Returns:
+            Whether MLflow has everything.
+
+        Raises:
+            Superseded: If a later start owns the trial.
+            OSError: If storage refuses the last points.
+        """
+        patience_s = 0.0
+        try:
+            self.persist()
+            patience_s = 0.0 if self._is_closing.is_set() else drain_s
+        finally:
+            self._is_closing.set()
+            self._has_entries.set()
+            self._writer.join()
+            self._await_sender(patience_s, is_patient=is_patient)
+            self._is_abandoned.set()
+        return self._context.mlflow_uri is None or self._has_sent_all
+
+    def _await_sender(self, patience_s: float, *, is_patient: bool) -> None:
+        while self._sender.is_alive():
+            before = self._num_sent
+            self._sender.join(patience_s)
+            if not is_patient or self._num_sent == before:
+                return
 
     def _write_until_closed(self) -> None:
         while not self._is_closing.wait(DURABLE_EVERY_S):
@@ -267,7 +292,7 @@ class TrialRecorder:
 
     def _send_until_closed(self) -> None:
         runs: MlflowRuns | None = None
-        while True:
+        while not self._is_abandoned.is_set():
             self._has_entries.wait()
             self._has_entries.clear()
             is_last_round = self._is_closing.is_set()
@@ -277,10 +302,11 @@ class TrialRecorder:
                 self._send(runs, self.mlflow_run_id)
             except Exception as error:  # noqa: BLE001 - whatever MLflow answers, training goes on and it is tried again
                 logger.warning("MLflow does not take the metrics, trying again: %s", error)
-                time.sleep(RETRY_EVERY_S)
+                self._is_abandoned.wait(RETRY_EVERY_S)
                 self._has_entries.set()
                 continue
             if is_last_round:
+                self._has_sent_all = not self._is_abandoned.is_set()
                 return
 
     def _ensure_run(self, runs: MlflowRuns) -> str:
@@ -292,11 +318,19 @@ class TrialRecorder:
         return runs.ensure_trial(self._context.trial_id, parent, self._description)
 
     def _send(self, runs: MlflowRuns, run_id: str) -> None:
+        while entries := self._unsent():
+            # A crash between the two sends these points again, perhaps together with others behind
+            # them: MLflow looks at each point by itself, whatever call it came in.
+            for entry in merged(entries, most_points=POINTS_A_BATCH):
+                if self._is_abandoned.is_set():
+                    return
+                self._send_entry(runs, run_id, entry)
+                self._outbox.mark_sent(entry.number)
+                self._num_sent += 1
+
+    def _unsent(self) -> list[Entry]:
         with self._outbox_lock:
-            entries = list(self._outbox.unsent())
-        for entry in entries:
-            self._send_entry(runs, run_id, entry)
-            self._outbox.mark_sent(entry.number)
+            return self._outbox.unsent()
 
     def _send_entry(self, runs: MlflowRuns, run_id: str, entry: Entry) -> None:
         if entry.points:

@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from trainer.context import TrialContext
 from trainer.errors import Superseded
 from trainer.fence import take_fence
-from trainer.outbox import Outbox, Point
+from trainer.outbox import Outbox, Point, merged
 from trainer.storage import open_storage
 
 
@@ -28,7 +28,7 @@ class Start:
             experiment_id="e", experiment_name="n", trial_id="t", attempt=attempt, storage=folder, cache_dir="c"
         )
         self.fence = take_fence(self.storage, self.context)
-        self.outbox = Outbox(self.storage, "metrics/", self.fence)
+        self.outbox = Outbox(self.storage, "metrics/", self.fence, snapshot_every=3)
         self.step = 0
         self.clock_ms = clock_ms
         self.buffer: list[Point] = []
@@ -89,10 +89,10 @@ class Trials(RuleBasedStateMachine):
         start.buffer = []
         self.checkpoint = max(self.checkpoint, start.step)
 
-    @rule(index=st.integers(0, 9), is_acknowledged=st.booleans())
-    def send_one(self, *, index: int, is_acknowledged: bool) -> None:
+    @rule(index=st.integers(0, 9), most_points=st.integers(1, 12), is_acknowledged=st.booleans())
+    def send_one(self, *, index: int, most_points: int, is_acknowledged: bool) -> None:
         start = self.pick(index)
-        for entry in start.outbox.unsent():
+        for entry in merged(start.outbox.unsent(), most_points=most_points):
             self.logged |= set(entry.points)
             if is_acknowledged:
                 start.outbox.mark_sent(entry.number)
@@ -116,9 +116,10 @@ class Trials(RuleBasedStateMachine):
             return
         self.start()
         last = self.starts[-1]
-        for entry in last.outbox.unsent():
-            self.logged |= set(entry.points)
-            last.outbox.mark_sent(entry.number)
+        while entries := last.outbox.unsent():
+            for entry in merged(entries, most_points=5):
+                self.logged |= set(entry.points)
+                last.outbox.mark_sent(entry.number)
         assert {point.step for point in self.logged} >= set(range(1, self.checkpoint + 1))
         self.each_step_once_without_gaps()
 

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import socket
+import threading
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.entities import Metric
 
 from trainer.backfill import backfill
-from trainer.context import JobDocument
+from trainer.context import JobDocument, TrialContext, trial_key
+from trainer.fence import take_fence
+from trainer.outbox import Outbox, Point
 from trainer.scribe import Scribe
 from trainer.storage import open_storage
-from trainer.tracking import RunDescription
+from trainer.tracking import MlflowRuns, RunDescription
 from trainer.unrecorded import unrecorded_trials
 
 pytestmark = pytest.mark.slow  # MLflow makes its database
@@ -67,6 +74,56 @@ def test_an_ended_trial_is_recorded_when_mlflow_is_back(tmp_path: Path, monkeypa
     assert trial.data.tags["simclr.seed"] == "5"
     assert trial.info.status == "FINISHED"
     assert [file.path for file in client.list_artifacts(trial.info.run_id, "encoder")] == ["encoder/encoder.json"]
+
+
+def leave_a_long_log(job: JobDocument) -> TrialContext:
+    context = job.trial_context("t0001", is_only_trial=True)
+    storage = open_storage(job.storage)
+    outbox = Outbox(storage, context.key("metrics/"), take_fence(storage, context))
+    for number in range(150):
+        steps = range(10 * number + 1, 10 * number + 11)
+        outbox.append_points([Point("loss", step, 1.0 / step, 1000 + step) for step in steps])
+    description = {"name": "n/t0001", "params": {}, "tags": {}}
+    storage.write(context.key("metrics/description.json"), json.dumps(description).encode())
+    for trial_id in ("t0000", "t0001"):  # the first has no more than its marker
+        storage.write(trial_key("exp_1", trial_id, "complete.json"), b'{"is_recorded": false}')
+    return context
+
+
+def test_a_long_log_goes_in_few_calls_and_each_point_once_past_a_trial_that_left_no_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = document(tmp_path, f"sqlite:///{tmp_path}/mlflow.db")
+    leave_a_long_log(job)
+    monkeypatch.chdir(tmp_path)
+    runs = MlflowRuns(str(job.mlflow_uri), "exp_1")
+    only = RunDescription(name="n", params={}, tags={})
+    run_id = runs.ensure_trial("t0001", runs.ensure_parent(only), only)
+    # a start that died between the call and the mark sent some of these, in another grouping
+    runs.log_points(run_id, tuple(Point("loss", step, 1.0 / step, 1000 + step) for step in range(1, 26)))
+    calls: list[int] = []
+    log_batch, join = MlflowClient.log_batch, threading.Thread.join
+    has_first, has_waited = threading.Event(), threading.Event()
+
+    def counted(client: MlflowClient, run_id: str, metrics: Sequence[Metric] = (), **rest: Any) -> Any:
+        calls.append(len(metrics))
+        if len(calls) > 1:
+            has_first.set()
+            has_waited.wait(30)
+        return log_batch(client, run_id, metrics=metrics, **rest)
+
+    def lasting(thread: threading.Thread, timeout: float | None = None) -> None:
+        if thread.name != "mlflow-sender" or has_waited.is_set():
+            return join(thread, timeout)
+        has_first.wait(30)  # the time to wait is over when the first call is done and the second is not
+        return has_waited.set()
+
+    monkeypatch.setattr(MlflowClient, "log_batch", counted)
+    monkeypatch.setattr(threading.Thread, "join", lasting)
+    assert backfill(job) == ["t0000"]
+    assert [num_points for num_points in calls if num_points] == [1000, 500]
+    history = runs.client.get_metric_history(run_id, "loss")
+    assert [point.step for point in history] == list(range(1, 1501))
 
 
 def test_without_an_mlflow_there_is_nothing_to_send_to(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -60,6 +61,8 @@ def test_a_black_hole_costs_no_step_anything_and_every_point_is_kept(
         pen.metrics(step, {"loss": 1.0 / step})
     pen.artifact("encoder/encoder.json", b"{}")
     assert pen.close(drain_s=0.1) is False
+    pen._sender.join(timeout=30)
+    assert not pen._sender.is_alive()  # it does not go on behind the back of whoever comes next
     assert kept_steps(tmp_path) == list(range(1, 101))
     again = recorder(tmp_path, None)
     again.start()
@@ -74,6 +77,47 @@ def test_series_are_those_since_the_first_start(tmp_path: Path) -> None:
     pen.metrics(1, {"loss": 3.0, "lr": 0.1})
     pen.metrics(2, {"loss": 2.0})
     assert pen.series("loss", "knn_accuracy") == {"loss": [(1, 3.0), (2, 2.0)], "knn_accuracy": []}
+
+
+def test_mlflow_is_not_loaded_before_there_is_something_to_send(tmp_path: Path) -> None:
+    pen = recorder(tmp_path, None)
+    pen.persist()
+    assert not pen._has_entries.is_set()
+    pen.metrics(1, {"loss": 1.0})
+    pen.persist()
+    assert pen._has_entries.is_set()
+
+
+class SlowSender(threading.Thread):
+    """Take one entry in each stretch of waiting, and nothing once they are all taken."""
+
+    def __init__(self, pen: TrialRecorder, *, num_entries: int, is_stuck: bool) -> None:
+        super().__init__()
+        self.pen = pen
+        self.num_left = num_entries
+        self.is_stuck = is_stuck
+
+    def is_alive(self) -> bool:
+        return self.is_stuck or self.num_left > 0
+
+    def join(self, timeout: float | None = None) -> None:
+        assert timeout == 5.0
+        if self.num_left:
+            self.num_left -= 1
+            self.pen._num_sent += 1
+
+
+@pytest.mark.parametrize(("is_patient", "num_left"), [(False, 2), (True, 0)])
+@pytest.mark.parametrize("is_stuck", [False, True])
+def test_a_patient_close_waits_as_long_as_entries_are_taken(
+    tmp_path: Path, *, is_patient: bool, num_left: int, is_stuck: bool
+) -> None:
+    pen = recorder(tmp_path, None)
+    pen._writer.start()
+    sender = SlowSender(pen, num_entries=3, is_stuck=is_stuck)
+    pen._sender = sender
+    pen.close(drain_s=5.0, is_patient=is_patient)
+    assert sender.num_left == num_left
 
 
 def test_a_superseded_start_is_told_when_it_records(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from trainer.context import JobDocument, ParentTrial, TrialContext, experiment_k
 from trainer.errors import Stopped, Superseded
 from trainer.storage import DirectoryStorage
 from trainer.trial_table import TrialRow, read_trial_table, write_trial_table
+from trainer.unrecorded import unrecorded_trials
 from tune_spaces.driver.ending import best_trial, end_of
 from tune_spaces.driver.outcome import Outcome
 from tune_spaces.driver.referee import Referee
@@ -186,6 +187,19 @@ def test_a_continued_sweep_takes_over_what_is_the_same_trial(tmp_path: Path, sto
     assert [row.state for row in continued.ledger.rows.values()] == ["succeeded", "pending", "pending", "pending"]
     assert storage.read(child.trial_context("t0000").key("encoder.zip")) == b"bundle"
     assert continued.context("t0001").parent == ParentTrial(experiment_id="exp_1", trial_id="t0001")
+
+
+def test_an_adopted_trial_owes_mlflow_nothing_of_its_own(tmp_path: Path, storage: DirectoryStorage) -> None:
+    parent = document(tmp_path)
+    SweepDriver(complete(SWEEP), parent, storage)
+    leave_marker(parent, storage, "t0000", is_recorded=False)
+    leave_marker(parent, storage, "t0001", is_recorded=True)
+    SweepDriver(complete(SWEEP), document(tmp_path, attempt=2), storage)
+    child = document(tmp_path, experiment_id="exp_2", parent=ParentTrial(experiment_id="exp_1", trial_id="t0000"))
+    SweepDriver(complete(SWEEP), child, storage)
+    assert unrecorded_trials(storage, "exp_1") == ["t0000"]
+    assert unrecorded_trials(storage, "exp_2") == []
+    assert json.loads(storage.read(child.trial_context("t0001").key("complete.json")))["is_recorded"]
 
 
 def row(trial: str, state: Any, value: float | None = None, message: str = "") -> TrialRow:

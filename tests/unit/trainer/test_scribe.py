@@ -1,0 +1,54 @@
+"""A start that fails leaves its last points in storage and no thread behind."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+
+from trainer.context import TrialContext
+from trainer.scribe import Scribe
+from trainer.storage import open_storage
+from trainer.tracking import RunDescription
+
+
+def begun(folder: Path) -> Scribe:
+    context = TrialContext(
+        experiment_id="exp_1", experiment_name="n", trial_id="t0000", attempt=1, storage=str(folder), cache_dir="c"
+    )
+    scribe = Scribe(context)
+    scribe.begin(RunDescription(name="n", params={}, tags={}))
+    return scribe
+
+
+def kept(folder: Path) -> list[int]:
+    storage = open_storage(str(folder))
+    keys = storage.list("experiments/exp_1/trials/t0000/metrics/entry-")
+    return [point[1] for key in keys for point in json.loads(storage.read(key))["points"]]
+
+
+def test_what_was_recorded_just_before_a_failure_is_kept_and_the_pen_put_down(tmp_path: Path) -> None:
+    before = set(threading.enumerate())
+    scribe = begun(tmp_path)
+    scribe.metrics(1, {"loss": float("nan")})
+    scribe.close()
+    scribe.close()
+    assert kept(tmp_path) == [1]
+    left = [thread.name for thread in threading.enumerate() if thread not in before]
+    assert not {name for name in left if name != "stop-poll"}
+
+
+def test_a_superseded_start_can_be_closed(tmp_path: Path) -> None:
+    old = begun(tmp_path)
+    old.metrics(1, {"loss": 1.0})
+    new = begun(tmp_path)
+    old.close()
+    new.close()
+    assert kept(tmp_path) == []
+
+
+def test_one_that_never_began_can_be_closed(tmp_path: Path) -> None:
+    context = TrialContext(
+        experiment_id="exp_1", experiment_name="n", trial_id="t0000", attempt=1, storage=str(tmp_path), cache_dir="c"
+    )
+    Scribe(context).close()
