@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -19,12 +20,19 @@ def free_memory_bytes(device: torch.device) -> int:
 
     On CUDA, what the device has free and what torch keeps there unused. Else the least of what the
     machine has and what each control group around this process leaves it; pages that the kernel
-    can drop count as free.
+    can drop count as free, and so does what this process itself holds on to but has freed.
     """
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + unused
+    _give_back_freed_heap()
     return min([psutil.virtual_memory().available, *_left_by_groups(_ROOT)])
+
+
+def _give_back_freed_heap() -> None:
+    """Let go of what malloc keeps for later: after another trial in this process it would count as used."""
+    if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:  # of glibc alone
+        trim(0)
 
 
 def _left_by_groups(root: Path) -> Iterator[int]:

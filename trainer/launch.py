@@ -16,6 +16,7 @@ from typing import Any, Final
 from trainer.context import TrialContext
 from trainer.epoch_report import EpochReport, OnEpoch
 from trainer.errors import TrainerError
+from trainer.fence import take_fence
 from trainer.outcome import left_outcome
 from trainer.spec import PretrainSpec, WorkerRange
 from trainer.storage import BlobMissing, open_storage
@@ -68,10 +69,9 @@ def run_trial_in_process(spec: PretrainSpec, context: TrialContext, *, on_epoch:
     from trainer.loop import train
     from trainer.team import Team
 
-    if (result := finished_trial(context)) is None:
+    if finished_trial(context) is None:
         train(spec, context, Team(), on_epoch=on_epoch)
-        result = finished_trial(context)
-    return _require(result, context)
+    return _ended_trial(context)
 
 
 def finished_trial(context: TrialContext) -> TrialResult | None:
@@ -90,10 +90,22 @@ def finished_trial(context: TrialContext) -> TrialResult | None:
     )
 
 
-def _require(result: TrialResult | None, context: TrialContext) -> TrialResult:
-    if result is None:
-        raise TrialFailed(f"trial {context.trial_id} ended without a completion marker", trial_id=context.trial_id)
-    return result
+def _ended_trial(context: TrialContext, failure: TrialFailed | None = None) -> TrialResult:
+    """Return how the trial ended: its completion marker outranks an outcome, and that outranks what Ray saw.
+
+    Raises:
+        TrainerError: The outcome that a worker left.
+        Superseded: If a later attempt owns the trial.
+        TrialFailed: `failure`, or that nothing tells how it ended.
+    """
+    if (result := finished_trial(context)) is not None:
+        return result
+    if (outcome := left_outcome(context)) is not None:
+        raise outcome from failure
+    take_fence(open_storage(context.storage), context)  # also shuts out a worker that yet lives
+    raise failure or TrialFailed(
+        f"trial {context.trial_id} ended without a completion marker", trial_id=context.trial_id
+    )
 
 
 # --- through Ray Train ----------------------------------------------------------------------------
@@ -102,13 +114,13 @@ def _require(result: TrialResult | None, context: TrialContext) -> TrialResult:
 def _through_ray(spec: PretrainSpec, context: TrialContext, on_epoch: OnEpoch | None) -> TrialResult:
     from ray.train.v2.api.exceptions import TrainingFailedError
 
+    failure = None
     try:
         _trainer(spec, context, on_epoch).fit()
     except TrainingFailedError as error:
-        raise TrialFailed(f"the workers of trial {context.trial_id} failed: {_cause(error)}") from error
-    if (outcome := left_outcome(context)) is not None:
-        raise outcome
-    return _require(finished_trial(context), context)
+        failure = TrialFailed(f"the workers of trial {context.trial_id} failed: {_cause(error)}")
+        failure.__cause__ = error
+    return _ended_trial(context, failure)
 
 
 def _trainer(spec: PretrainSpec, context: TrialContext, on_epoch: OnEpoch | None) -> Any:

@@ -27,7 +27,7 @@ from trainer.data.order import epoch_batches, steps_per_epoch
 from trainer.data.prepare import prepare
 from trainer.data.reader import BatchReader
 from trainer.epoch_report import EpochReport, OnEpoch
-from trainer.errors import NonFiniteLoss, Stopped
+from trainer.errors import BatchTooLarge, NonFiniteLoss, Stopped
 from trainer.evaluation import Evaluation
 from trainer.learner import prepare_learner
 from trainer.memory import require_memory
@@ -100,7 +100,8 @@ class Run:
             validation_ratio=spec.data.validation_ratio,
         )
         self.steps_per_epoch = steps_per_epoch(len(self.dataset.pretrain), spec.batch_size)
-        require_memory(spec, num_classes=self.dataset.num_classes, team=team)
+        self._storage: Storage = scribe.storage if scribe is not None else open_storage(context.storage)
+        self._require_memory()
         self.precision: Precision = resolve_precision(spec.precision, team.device)
         self.learner = prepare_learner(
             spec, num_classes=self.dataset.num_classes or None, team=team, dtype=self.precision.dtype
@@ -122,7 +123,6 @@ class Run:
             compile_=spec.compile,
         )
         self.evaluation = Evaluation(spec, self.dataset, team, self.precision)
-        self._storage: Storage = scribe.storage if scribe is not None else open_storage(context.storage)
         self._start_metrics: dict[str, float] = {}
         self.last_step = 0
         self._has_stepped = False
@@ -149,6 +149,16 @@ class Run:
     def total_steps(self) -> int:
         """Return the number of updates of the whole run."""
         return self.spec.epochs * self.steps_per_epoch
+
+    def _require_memory(self) -> None:
+        """Refuse a step that does not fit, but only warn on a resume: a killed start may hold what is missing."""
+        try:
+            require_memory(self.spec, num_classes=self.dataset.num_classes, team=self.team)
+        except BatchTooLarge as error:  # on all ranks alike
+            has_checkpoint = self.team.is_first and bool(self._storage.list(self.context.key("checkpoints/")))
+            if not _agree_on(int(has_checkpoint), self.team):
+                raise
+            logger.warning("%s; goes on from its checkpoint all the same", error)
 
     def _resume(self) -> int:
         """Restore the newest checkpoint, the same one on every rank, and return its step."""

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -39,6 +39,8 @@ __all__ = ["require_memory", "step_memory_bytes"]
 
 RUNTIME_BYTES: Final = 64 * 2**20  # kernels, their scratch and rounding by the allocator; measured
 NUM_TILES: Final = 3  # of similarities, weights and measures, at a time
+MAX_COPIES: Final = 4  # of what a layer gives, kept or passing: twice what was counted in any architecture
+MAX_WEIGHT_COPIES: Final = 8  # with gradient, moments, the message to other ranks, and what an update makes
 NUM_ROWS: Final = 4  # copies of a rank's own projections: raised, normalised, their gradient, and that of z
 
 
@@ -49,6 +51,9 @@ def require_memory(spec: PretrainSpec, *, num_classes: int, team: Team) -> None:
         BatchTooLarge: On all ranks alike, with what is needed, what there is, and what would fit.
     """
     available = _least_available_bytes(team)
+    num_images = spec.batch_size // team.world_size
+    if most_step_memory_bytes(spec, num_images=num_images, device=team.device, num_classes=num_classes) <= available:
+        return  # the count itself takes a second
 
     def needed(changed: PretrainSpec, num_workers: int = team.world_size) -> int:
         return step_memory_bytes(changed, num_workers=num_workers, device=team.device, num_classes=num_classes)
@@ -56,7 +61,6 @@ def require_memory(spec: PretrainSpec, *, num_classes: int, team: Team) -> None:
     needed_bytes = needed(spec)
     if needed_bytes <= available:
         return
-    num_images = spec.batch_size // team.world_size
     ways = _ways_out(spec, num_workers=team.world_size, needed=needed, available=available)
     advice = _in_words(ways, available) or "nothing short of a smaller batch_size or more memory would"
     raise BatchTooLarge(
@@ -67,6 +71,28 @@ def require_memory(spec: PretrainSpec, *, num_classes: int, team: Team) -> None:
         images_per_worker=num_images,
         **ways,
     )
+
+
+def most_step_memory_bytes(
+    spec: PretrainSpec, *, num_images: int, device: torch.device, num_classes: int | None
+) -> int:
+    """Return a bound of `step_memory_bytes`, several times too high and found at once.
+
+    As if every convolution had the views' resolution, and nothing were recomputed or done in parts.
+    """
+    with torch.device("meta"):
+        learner = build_learner(spec, num_classes=num_classes, group=None)
+    of_a_view = 3 * spec.data.image_size**2
+    for module in learner.modules():
+        if isinstance(module, nn.Conv2d):
+            of_a_view += module.out_channels * spec.data.image_size**2
+        elif isinstance(module, nn.Linear):
+            of_a_view += module.out_features
+    weights = sum(parameter.numel() for parameter in learner.parameters())
+    numbers = MAX_COPIES * 2 * num_images * of_a_view + MAX_WEIGHT_COPIES * weights
+    number_bytes = 8 if spec.precision == "float64" else 4
+    loss_bytes = _loss_bytes(spec, num_images=num_images, width_of_z=_width_of_z(spec, learner), device=device)
+    return RUNTIME_BYTES + number_bytes * numbers + loss_bytes
 
 
 def step_memory_bytes(
@@ -92,12 +118,11 @@ def step_memory_bytes(
     if spec.memory.activation_checkpointing:
         checkpoint_blocks(learner.encoder)
     learner.metrics = _any_loss  # type: ignore[method-assign] # its blocks are too many to walk through
-    width_of_z = learner.encoder.width_of_h if spec.projection_head.kind == "none" else spec.projection_head.dim
     with FakeTensorMode(allow_non_fake_inputs=True):  # the inputs: weights that are nowhere yet
         learner.to_empty(device=device)
         step_bytes = _peak_bytes(learner, spec, precision=precision, device=device, num_images=num_images)
     message_bytes = sum(parameter.nbytes for parameter in learner.parameters()) if num_workers > 1 else 0
-    loss_bytes = _loss_bytes(spec, num_images=num_images, width_of_z=width_of_z, device=device)
+    loss_bytes = _loss_bytes(spec, num_images=num_images, width_of_z=_width_of_z(spec, learner), device=device)
     return RUNTIME_BYTES + step_bytes + message_bytes + loss_bytes
 
 
@@ -168,6 +193,10 @@ class _Living(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch gives
         results = func(*args, **(kwargs or {}))
         self.add(tree_leaves(results))
         return results
+
+
+def _width_of_z(spec: PretrainSpec, learner: SimclrLearner | SupervisedLearner) -> int:
+    return learner.encoder.width_of_h if spec.projection_head.kind == "none" else spec.projection_head.dim
 
 
 def _loss_bytes(spec: PretrainSpec, *, num_images: int, width_of_z: int, device: torch.device) -> int:

@@ -3,18 +3,40 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from trainer.context import TrialContext
-from trainer.errors import TrainerError
+from trainer.errors import Superseded, TrainerError
 from trainer.storage import BlobMissing, open_storage
 
-__all__ = ["leave_outcome", "left_outcome"]
+__all__ = ["final_errors_left", "left_outcome"]
+
+logger = logging.getLogger(__name__)
 
 
-def leave_outcome(context: TrialContext, error: TrainerError) -> None:
-    """Write the record of an error; rank 0 does it for all."""
-    open_storage(context.storage).write(_key(context), json.dumps(error.record()).encode())
+@contextmanager
+def final_errors_left(context: TrialContext) -> Iterator[None]:
+    """Leave a final error of the body as the outcome, unless one is there, and end quietly: Ray restarts nobody.
+
+    What another start could mend is raised, and so is Superseded: an old worker that wakes has no say
+    in how the trial ends. A rank whose body fails because another's had a final error ends quietly too.
+    """
+    try:
+        yield
+    except Superseded:
+        raise
+    except TrainerError as error:
+        if error.retryable:
+            raise
+        logger.error("%s: %s", error.code, error)  # noqa: TRY400 - the message is the whole story
+        open_storage(context.storage).create(_key(context), json.dumps(error.record()).encode())
+    except Exception as error:
+        if left_outcome(context) is None:
+            raise
+        logger.info("ends with its team: %s", error)
 
 
 def left_outcome(context: TrialContext) -> TrainerError | None:

@@ -6,7 +6,6 @@ import hashlib
 import io
 import zipfile
 from collections.abc import Iterator
-from importlib.metadata import version
 from typing import Final
 
 import numpy as np
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from trainer import metric_names
+from trainer.code_version import CODE_VERSION
 from trainer.data.dataset import Dataset
 from trainer.encoder import Encoder
 from trainer.evaluation import FinalEvaluation
@@ -47,7 +47,7 @@ def leave_products(
         width_of_h=encoder.width_of_h,
         metrics=final.metrics,
         dataset_digest=dataset.digest,
-        code_version=version("simclr-service"),
+        code_version=CODE_VERSION,
         class_names=dataset.class_names,
         extra={"verdict": final.verdict},
     )

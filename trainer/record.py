@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
-
+from trainer.code_version import CODE_VERSION
 from trainer.context import TrialContext
 from trainer.data.dataset import Dataset
 from trainer.precision import Precision
@@ -26,7 +25,7 @@ def describe_run(
             "simclr.attempt": str(context.attempt),
             "simclr.spec_digest": spec.digest(),
             "simclr.seed": str(spec.seed),
-            "simclr.code_version": version("simclr-service"),
+            "simclr.code_version": CODE_VERSION,
             "simclr.dataset_digest": dataset.digest,
             "simclr.precision": precision.name,
             "simclr.num_workers": str(team.world_size),

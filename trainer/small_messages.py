@@ -100,7 +100,7 @@ def _meet(group: ProcessGroup, stack: ExitStack) -> dict[int, socket.socket]:
     token = secrets.token_bytes(TOKEN_BYTES)  # shown by a caller, so that no stranger takes a rank's place
     with ExitStack() as listening:
         try:
-            listener = listening.enter_context(socket.create_server((_own_host(), 0), backlog=num_ranks))
+            listener = listening.enter_context(_listener(backlog=num_ranks))
         except OSError:
             _gathered(None, group)
             raise
@@ -126,6 +126,13 @@ def _meet(group: ProcessGroup, stack: ExitStack) -> dict[int, socket.socket]:
     return dict(sorted(peers.items()))
 
 
+def _listener(*, backlog: int) -> socket.socket:
+    """Return an open door of this rank, on a port that was free."""
+    host = _own_host()
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, 0), family=family, backlog=backlog)
+
+
 def _gathered(value: Any, group: ProcessGroup) -> list[Any]:
     values: list[Any] = [None] * dist.get_world_size(group)
     dist.all_gather_object(values, value, group=group)
@@ -134,8 +141,8 @@ def _gathered(value: Any, group: ProcessGroup) -> list[Any]:
 
 def _own_host() -> str:
     """Return the address at which gloo would listen, as an address of IPv4 where there is one."""
-    interface = os.environ.get("GLOO_SOCKET_IFNAME")
-    if interface is None:
+    interface = os.environ.get("GLOO_SOCKET_IFNAME", "").split(",")[0]  # gloo takes several
+    if not interface:
         return socket.gethostbyname(socket.gethostname())
     families = (socket.AF_INET, socket.AF_INET6)
     addresses = [found for found in psutil.net_if_addrs().get(interface, []) if found.family in families]

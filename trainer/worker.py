@@ -17,17 +17,14 @@ from ray.train.collective import broadcast_from_rank_zero
 
 from trainer.context import TrialContext
 from trainer.epoch_report import OnEpoch
-from trainer.errors import TrainerError
 from trainer.loop import train
 from trainer.network import free_address, interface_of
-from trainer.outcome import leave_outcome
+from trainer.outcome import final_errors_left, left_outcome
 from trainer.small_messages import connected
 from trainer.spec import PretrainSpec
 from trainer.team import Team, usable_workers
 
 __all__ = ["run_worker"]
-
-logger = logging.getLogger(__name__)
 
 COLLECTIVE_TIMEOUT: Final = timedelta(minutes=5)  # torch's default for gloo is 30: so long a lost rank would hang
 
@@ -35,29 +32,23 @@ COLLECTIVE_TIMEOUT: Final = timedelta(minutes=5)  # torch's default for gloo is 
 def run_worker(spec: PretrainSpec, context: TrialContext, *, on_epoch: OnEpoch | None) -> None:
     """Train as one of the workers; what another start could not mend is left as the outcome."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    with _joined_team(spec) as team:
-        if team is None:
-            return
-        try:
-            train(spec, context, team, on_epoch=on_epoch)
-        except TrainerError as error:
-            if error.retryable:
-                raise
-            # Another start would end the same way: say so and end, rather than let Ray start it again.
-            logger.error("%s: %s", error.code, error)  # noqa: TRY400 - the message is the whole story
-            if team.is_first:
-                leave_outcome(context, error)
+    with _joined_team(spec, context) as team:
+        if team is not None:
+            # inside: a peer sees this rank's connections close, and by then the outcome is there
+            with final_errors_left(context):
+                train(spec, context, team, on_epoch=on_epoch)
 
 
 @contextmanager
-def _joined_team(spec: PretrainSpec) -> Iterator[Team | None]:
-    """Yield this worker's team; None for a worker beyond those that can share the global batch."""
+def _joined_team(spec: PretrainSpec, context: TrialContext) -> Iterator[Team | None]:
+    """Yield this worker's team; None for one beyond those that can share the batch, and for all once it has ended."""
     ray_context = ray.train.get_context()
     rank, available = ray_context.get_world_rank(), ray_context.get_world_size()
     workers = usable_workers(spec.batch_size, available)
     host = str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call] # Ray gives it no types
-    address = broadcast_from_rank_zero(free_address(host) if rank == 0 else None)
-    if rank >= workers:
+    is_host = rank == 0 and left_outcome(context) is None  # rank 0 decides: all train or none
+    address = broadcast_from_rank_zero(free_address(host) if is_host else None)
+    if address is None or rank >= workers:
         yield None
         return
     device = torch.device("cuda" if spec.scaling.gpus_per_worker else "cpu")  # Ray shows a worker its own GPU only

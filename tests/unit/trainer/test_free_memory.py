@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from pathlib import Path
 
 import psutil
@@ -72,3 +74,26 @@ def test_a_group_over_its_limit_leaves_nothing(root: Path) -> None:
     write_group(root / "sys/fs/cgroup", max=GB, current=2 * GB)
 
     assert left(root) == 0
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="malloc_trim is of glibc")
+def test_what_this_process_freed_itself_is_given_back_first() -> None:
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = (
+        ctypes.c_void_p,
+        [ctypes.c_size_t],
+        [ctypes.c_void_p],
+    )
+    size_bytes, count = 2**16, 1600  # of the heap: larger blocks would be mapped, and go back by themselves
+    blocks = [libc.malloc(size_bytes) for _ in range(count)]
+    for block in blocks:
+        ctypes.memset(block, 1, size_bytes)
+    *freed, last = blocks  # the last keeps the heap from shrinking, as MALLOC_TRIM_THRESHOLD_ does
+    for block in freed:
+        libc.free(block)
+    held = psutil.Process().memory_info().rss
+
+    free_memory_bytes(torch.device("cpu"))
+
+    assert held - psutil.Process().memory_info().rss > 0.8 * size_bytes * count
+    libc.free(last)

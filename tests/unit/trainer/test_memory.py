@@ -16,14 +16,16 @@ import torch
 from tests.harness.teams import run_team, trial_context
 from trainer import memory
 from trainer.context import TrialContext
+from trainer.encoder import ARCHITECTURES
 from trainer.errors import BatchTooLarge
 from trainer.learner import prepare_learner
-from trainer.loop import train
-from trainer.memory import RUNTIME_BYTES, require_memory, step_memory_bytes
+from trainer.loop import Run, train
+from trainer.memory import RUNTIME_BYTES, most_step_memory_bytes, require_memory, step_memory_bytes
 from trainer.optim import build_optimizer
 from trainer.precision import resolve_precision
 from trainer.spec import PretrainSpec
 from trainer.step import Stepper
+from trainer.storage import open_storage
 from trainer.team import Team
 
 CPU = torch.device("cpu")
@@ -149,6 +151,33 @@ def room(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     return lambda free_bytes: monkeypatch.setattr(memory, "free_memory_bytes", lambda _: free_bytes)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"batch_size": 2, "optim": {"kind": "adamw"}, "projection_head": {"hidden_dim": 2048, "dim": 2048}},
+        {"precision": "float64"},
+        {"precision": "bfloat16"},
+        {"method": "supervised"},
+        WITHOUT_BATCH_NORM,
+        *(pytest.param({"encoder": {"name": name}}, marks=pytest.mark.slow) for name in ARCHITECTURES),
+        pytest.param({"encoder": {"name": "resnet50", "width": 4}, "batch_size": 2}, marks=pytest.mark.slow),
+        pytest.param({"encoder": {"name": "resnet18", "stem": "imagenet"}}, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_the_quick_bound_is_one(changes: dict[str, Any]) -> None:
+    spec = a_spec(**changes)
+    bound = most_step_memory_bytes(spec, num_images=spec.batch_size, device=CPU, num_classes=4)
+    assert bound > estimate(spec, num_workers=1, device=CPU, num_classes=4)
+
+
+def test_what_surely_fits_is_not_counted(monkeypatch: pytest.MonkeyPatch, room: Callable[[int], None]) -> None:
+    monkeypatch.delattr(memory, "step_memory_bytes")
+    room(10 * GB)
+    require_memory(a_spec(batch_size=256), num_classes=4, team=Team())
+
+
 def refused(**changes: Any) -> BatchTooLarge:
     with pytest.raises(BatchTooLarge) as caught:
         require_memory(a_spec(**changes), num_classes=4, team=Team())
@@ -205,6 +234,19 @@ def test_a_run_is_refused_before_it_starts(tmp_path: Path, datasets_dir: Path, r
     with pytest.raises(BatchTooLarge):
         train(a_spec(data={"dataset": "shapes", "image_size": 16}), TrialContext.model_validate(context), Team())
     assert not list(Path(context["storage"]).rglob("metrics/*"))
+
+
+def test_a_resume_goes_on_where_a_killed_start_may_still_hold_the_memory(
+    tmp_path: Path, datasets_dir: Path, room: Callable[[int], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    context = TrialContext.model_validate(trial_context(tmp_path, datasets_dir))
+    spec = a_spec(data={"dataset": "shapes", "image_size": 16})
+    open_storage(context.storage).write(context.key("checkpoints/state-0000000001-00000001.safetensors"), b"")
+    room(1)
+
+    Run(spec, context, Team(), scribe=None, on_epoch=None)
+
+    assert "goes on from its checkpoint" in caplog.text
 
 
 @pytest.mark.slow  # two processes

@@ -4,11 +4,12 @@ import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+import psutil
 import pytest
 import torch
 
 from tests.unit.trainer.gloo_ranks import ranks
-from trainer.small_messages import MAX_BYTES, SmallMessages
+from trainer.small_messages import MAX_BYTES, SmallMessages, _listener
 
 
 @pytest.fixture
@@ -67,3 +68,17 @@ def test_a_silent_peer_is_not_waited_for_for_ever(pair: tuple[socket.socket, soc
 def test_a_large_message_is_refused(pair: tuple[socket.socket, socket.socket]) -> None:
     with pytest.raises(ValueError, match=str(MAX_BYTES)):
         SmallMessages(rank=0, peers={1: pair[0]}).all_gather(torch.ones(MAX_BYTES // 4 + 1))
+
+
+@pytest.mark.parametrize(
+    ("interfaces", "host"), [("six0", "::1"), ("lo,six0", "127.0.0.1"), ("six0,lo", "::1")], ids=lambda value: value
+)
+def test_a_rank_listens_at_the_first_interface_in_either_family(
+    monkeypatch: pytest.MonkeyPatch, interfaces: str, host: str
+) -> None:
+    only_six = [found for found in psutil.net_if_addrs()["lo"] if found.family is socket.AF_INET6]
+    addresses = {**psutil.net_if_addrs(), "six0": only_six}
+    monkeypatch.setattr(psutil, "net_if_addrs", lambda: addresses)
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", interfaces)
+    with _listener(backlog=1) as listener, socket.create_connection(listener.getsockname()[:2]) as caller:
+        assert caller.getpeername()[0] == host
