@@ -37,7 +37,8 @@ trap '' CHLD
 hostname "$1"
 printf '127.0.0.1 localhost\\n127.0.1.1 %s\\n' "$1" > "$2/hosts"
 mount --bind "$2/hosts" /etc/hosts
-mount --bind "$2" /tmp
+for code in "${@:4}"; do mkdir -p "$2/${code#/tmp/}"; mount --bind "$code" "$2/${code#/tmp/}"; done
+mount --rbind "$2" /tmp
 mount -t tmpfs tmpfs /dev/shm
 mount -t tmpfs tmpfs "$3"
 ip link set lo up
@@ -138,7 +139,7 @@ class Host:
                 [
                     *("setpriv", "--pdeathsig", "KILL", "unshare", *_NAMESPACES),
                     *("--fork", "--kill-child", "--mount-proc"),
-                    *("bash", "-c", _INIT, "bash", self.name, str(self.disk), str(self._disks)),
+                    *("bash", "-c", _INIT, "bash", self.name, str(self.disk), str(self._disks), *_code_in_tmp()),
                 ],
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -269,6 +270,12 @@ def _start_cable(near_end: str, far_end: str, cable: Cable) -> subprocess.Popen[
 
 def _shuffled_numbers() -> list[int]:
     return secrets.SystemRandom().sample(range(1, 255), 254)
+
+
+def _code_in_tmp() -> list[str]:
+    """Return the folders of this project and its interpreter that a host's own /tmp would hide."""
+    folders = {Path(__file__).parents[2], Path(sys.prefix), Path(sys.base_prefix)}
+    return sorted(str(folder) for folder in folders if folder.is_relative_to("/tmp"))  # noqa: S108 - not written to
 
 
 def _pid_namespace(pid: int) -> str:
