@@ -10,8 +10,9 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 STAMP := .venv/.installed-from
 PYTEST := $(BIN)/pytest
-FAST := not ray and not slow and not browser and not postgres and not gpu
-# the rest stays in one process: it shares one Ray cluster and one MLflow server
+ALONE := ray or browser or postgres
+FAST := not slow and not gpu and not ($(ALONE))
+# those of ALONE stay in one process: they share one Ray cluster and one MLflow server
 SPREAD := -n logical --maxprocesses 8
 
 .PHONY: help setup demo serve stop test test-fast test-gpu check bench parity openapi lock clean
@@ -42,8 +43,8 @@ stop: $(STAMP)  ## End what an earlier serve left
 	@$(BIN)/simclr stop $(ARGS)
 
 test: $(STAMP)  ## All tests that run on one machine
-	$(PYTEST) $(SPREAD) -m "$(FAST)" $(ARGS)
-	$(PYTEST) -m "not gpu and not ($(FAST))" $(ARGS)
+	$(PYTEST) $(SPREAD) -m "not gpu and not ($(ALONE))" $(ARGS)
+	$(PYTEST) -m "not gpu and ($(ALONE))" $(ARGS)
 
 test-fast: $(STAMP)  ## The tests that need neither Ray nor a browser nor PostgreSQL: about a minute
 	$(PYTEST) $(SPREAD) -m "$(FAST)" $(ARGS)
