@@ -46,7 +46,7 @@ test: $(STAMP)  ## All tests that run on one machine
 	$(PYTEST) $(SPREAD) -m "not gpu and not ($(ALONE))" $(ARGS)
 	$(PYTEST) -m "not gpu and ($(ALONE))" $(ARGS)
 
-test-fast: $(STAMP)  ## The tests that need neither Ray nor a browser nor PostgreSQL: about a minute
+test-fast: $(STAMP)  ## The tests that need neither Ray nor a browser nor PostgreSQL: a minute or two
 	$(PYTEST) $(SPREAD) -m "$(FAST)" $(ARGS)
 
 test-gpu: $(STAMP)  ## The tests that need a CUDA device; their bodies run on the CPU in every test run

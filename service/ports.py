@@ -11,11 +11,12 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 from service.experiment import State
 
 __all__ = [
+    "EVENTS_AT_ONCE",
     "Capacity",
     "Cluster",
     "Event",
@@ -33,6 +34,8 @@ __all__ = [
     "Tracking",
     "TrialRun",
 ]
+
+EVENTS_AT_ONCE: Final = 1000  # of one reading of the story; who gets so many asks for more
 
 JsonObject = dict[str, Any]
 
@@ -224,7 +227,9 @@ class Store(Protocol):
     async def append_event(self, experiment_id: str, type_: Literal["trial", "condition"], data: JsonObject) -> Event:
         """Append to the story; unknown experiment: ExperimentNotFound."""
 
-    async def events(self, *, after: int, experiment_id: str | None = None, limit: int = 1000) -> Sequence[Event]:
+    async def events(
+        self, *, after: int, experiment_id: str | None = None, limit: int = EVENTS_AT_ONCE
+    ) -> Sequence[Event]:
         """Return events with a sequence above `after`, ascending."""
 
     async def newest_sequence(self) -> int:

@@ -2,11 +2,12 @@
 
 `simclr` (paper, section 2.1) compares the projections of two views; `supervised` is the paper's
 baseline with the same encoder, views and budget (Table 1, Fig. 7): it classifies both views.
+
+Outputs of views and the loss of all outputs are apart, so that outputs can be computed in
+micro-batches (`memory.micro_batch`) while the loss sees the whole batch.
 """
 
 from __future__ import annotations
-
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,30 +16,14 @@ from torch.nn import functional
 
 from trainer import metric_names
 from trainer.batch_norm import globalize_batch_norm
-from trainer.encoder import Encoder, build_encoder, checkpoint_blocks
+from trainer.encoder import build_encoder, checkpoint_blocks
 from trainer.losses import build_objective
 from trainer.projection_head import build_projection_head
 from trainer.seeding import initialisation_generator
 from trainer.spec import PretrainSpec
 from trainer.team import Team
 
-__all__ = ["Learner", "SimclrLearner", "SupervisedLearner", "build_learner", "prepare_learner"]
-
-
-class Learner(Protocol):
-    """What a step needs: outputs of the views, and a loss of all outputs of the batch.
-
-    The two are apart so that outputs can be computed in micro-batches (`memory.micro_batch`) while
-    the loss sees the whole batch.
-    """
-
-    encoder: Encoder
-
-    def outputs(self, views_MCHW: Tensor) -> Tensor:
-        """Return what the loss compares, a row for each view."""
-
-    def metrics(self, outputs_2BD: Tensor, labels_B: Tensor | None) -> dict[str, Tensor]:
-        """Return `loss` (differentiable) and what goes with it; means over ranks are global."""
+__all__ = ["SimclrLearner", "SupervisedLearner", "build_learner", "prepare_learner"]
 
 
 class SimclrLearner(nn.Module):

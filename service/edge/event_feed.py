@@ -15,13 +15,12 @@ import structlog
 
 from service.edge.problems import Problem
 from service.errors import StoreUnavailable
-from service.ports import Store
+from service.ports import EVENTS_AT_ONCE, Store
 
 __all__ = ["EventFeed", "News"]
 
 POLL_INTERVAL_S: Final = 0.25
 MAX_STREAMS: Final = 512  # each holds a socket; past this, watchers are asked to come back
-EVENTS_AT_ONCE: Final = 1000
 
 log = structlog.get_logger("service.events")
 

@@ -14,7 +14,7 @@ from service.edge.deps import OwnedExperiment, Services, ServicesDep, api_router
 from service.edge.problems import Problem, responses
 from service.errors import ClusterUnavailable
 from service.experiment import submission_id
-from service.ports import Event, ExperimentRecord, Role
+from service.ports import EVENTS_AT_ONCE, Event, ExperimentRecord, Role
 from service.schemas import AttemptTimeline, Items, LogView
 from service.views.event_stream import event_stream
 from service.views.live_numbers import LiveNumbersFeed
@@ -24,8 +24,6 @@ from trainer.context import experiment_key
 __all__ = ["router"]
 
 router = api_router("events")
-
-EVENTS_AT_ONCE = 1000
 
 
 def _last_event_id(

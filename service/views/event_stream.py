@@ -18,14 +18,13 @@ from service.edge.deps import Services
 from service.edge.event_feed import News
 from service.errors import ExperimentNotFound, StoreUnavailable
 from service.experiment import TERMINAL
-from service.ports import Event, ExperimentRecord
+from service.ports import EVENTS_AT_ONCE, Event, ExperimentRecord
 from service.views.live_numbers import LiveNumbersFeed
 
 __all__ = ["HEARTBEAT_S", "event_stream"]
 
 HEARTBEAT_S: Final = 15.0
 RETRY_S: Final = 0.5  # while the database is out of reach
-EVENTS_AT_ONCE: Final = 1000
 RECONNECT_MS: Final = 1000
 
 
