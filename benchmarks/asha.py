@@ -1,14 +1,15 @@
 """ASHA against the whole grid of 27 points: the images it spends, and how good its best is.
 
-    python benchmarks/asha.py [--quick] [--dataset digits]
+    python benchmarks/asha.py [--quick] [--epochs 27] [--dataset digits]
 
 Every trial is trained for real, a resnet8 in this project's own loop, two at a time, without Ray,
 which would add nothing here. A trial is a function of its spec and seed, so one that is stopped
 early is the beginning of the same trial in the grid: the sweep under ASHA asks its referee, with
 two trials at a time, and takes each trial's epochs from where the grid has recorded them.
 
-ASHA's best should be within the spread over seeds of the grid's best: the standard deviation of
-that setting's accuracy under five seeds.
+ASHA's best should be within the spread over seeds of the grid's best: both settings are trained
+again under five other seeds, and their means differ by no more than the standard deviation. The seed
+that chose them is left out: the largest of 27 accuracies is lucky, and the grid had more to choose of.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from tune_spaces.spec import SweepSpec, complete
 
 GOAL_RATIO: Final = 0.4
 NUM_AT_ONCE: Final = 2
-SEEDS: Final = (0, 1, 2, 3, 4)
+FRESH_SEEDS: Final = (1, 2, 3, 4, 5)  # the sweep's is 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,42 +55,53 @@ class Recorded:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--quick", action="store_true", help="3 epochs a trial instead of 9: a check that it runs")
+    parser.add_argument("--quick", action="store_true", help="3 epochs a trial: a check that it runs")
+    parser.add_argument("--epochs", type=int, default=27)
     parser.add_argument("--dataset", default="digits")
     arguments = parser.parse_args()
-    sweep = complete(sweep_of(arguments.dataset, epochs=3 if arguments.quick else 9))
+    sweep = complete(sweep_of(arguments.dataset, epochs=3 if arguments.quick else arguments.epochs))
     trials = list(planned_trials(sweep))
     started_s = time.perf_counter()
     with tempfile.TemporaryDirectory() as temporary, workers() as pool:
         grid = dict(zip((trial.id for trial in trials), pool.map(partial(train, temporary), trials), strict=True))
-        best = max(trials, key=lambda trial: grid[trial.id].by_epoch[-1])
-        repeats = [reseeded(best, seed) for seed in SEEDS[1:]]
-        others = [recorded.by_epoch[-1] for recorded in pool.map(partial(train, temporary), repeats)]
-        print(f"{len(trials)} trials and {len(repeats)} repeats in {time.perf_counter() - started_s:.0f} s", flush=True)
         stopped_at = run_asha(sweep, trials, grid, Path(temporary))
-    over_seeds = [grid[best.id].by_epoch[-1], *others]
-    tell(trials, grid, stopped_at, best, over_seeds)
+        best = best_of(trials, grid)
+        chosen = best_of([trial for trial in trials if stopped_at[trial.id] == trial.spec.epochs], grid)
+        again = {
+            trial.id: under_fresh_seeds(pool, temporary, trial) for trial in {best.id: best, chosen.id: chosen}.values()
+        }
+        print(
+            f"{len(trials)} trials and {sum(map(len, again.values()))} repeats "
+            f"in {time.perf_counter() - started_s:.0f} s",
+            flush=True,
+        )
+    tell_images(trials, grid, stopped_at)
+    tell_accuracy(best, chosen, grid, again)
 
 
-def tell(
-    trials: Sequence[PlannedTrial],
-    grid: Mapping[str, Recorded],
-    stopped_at: Mapping[str, int],
-    best: PlannedTrial,
-    over_seeds: Sequence[float],
-) -> None:
+def best_of(trials: Sequence[PlannedTrial], grid: Mapping[str, Recorded]) -> PlannedTrial:
+    return max(trials, key=lambda trial: grid[trial.id].by_epoch[-1])
+
+
+def tell_images(trials: Sequence[PlannedTrial], grid: Mapping[str, Recorded], stopped_at: Mapping[str, int]) -> None:
     spent = sum(stopped_at[trial.id] * grid[trial.id].images_per_epoch for trial in trials)
     whole = sum(trial.spec.epochs * grid[trial.id].images_per_epoch for trial in trials)
-    finished = [trial for trial in trials if stopped_at[trial.id] == trial.spec.epochs]
-    chosen = max(finished, key=lambda trial: grid[trial.id].by_epoch[-1])
-    lost, spread = over_seeds[0] - grid[chosen.id].by_epoch[-1], stdev(over_seeds)
-    accuracies = sorted(recorded.by_epoch[-1] for recorded in grid.values())
-    print(f"grid: {whole:,} images, kNN accuracy {accuracies[0]:.3f} to {accuracies[-1]:.3f}; best {best.params}")
-    print(f"its best over {len(over_seeds)} seeds: {fmean(over_seeds):.4f}, standard deviation {spread:.4f}")
-    print(f"asha: {spent:,} images, {len(finished)} trials to their ends; best {chosen.params}")
+    num_finished = sum(stopped_at[trial.id] == trial.spec.epochs for trial in trials)
     ratio = spent / whole
-    print(f"images of the grid's: {ratio:.2f} (goal {GOAL_RATIO}: {verdict(is_reached=ratio <= GOAL_RATIO)})")
-    print(f"accuracy lost: {lost:.4f} (goal {spread:.4f}: {verdict(is_reached=lost <= spread)})")
+    print(f"asha: {num_finished} trials to their ends, {spent:,} images of the grid's {whole:,}: {ratio:.2f}")
+    print(f"    (goal {GOAL_RATIO}: {verdict(is_reached=ratio <= GOAL_RATIO)})")
+
+
+def tell_accuracy(
+    best: PlannedTrial, chosen: PlannedTrial, grid: Mapping[str, Recorded], again: Mapping[str, Sequence[float]]
+) -> None:
+    accuracies = sorted(recorded.by_epoch[-1] for recorded in grid.values())
+    print(f"kNN accuracy in the grid: {accuracies[0]:.3f} to {accuracies[-1]:.3f}")
+    for name, trial in (("grid", best), ("asha", chosen)):
+        found, mean = grid[trial.id].by_epoch[-1], fmean(again[trial.id])
+        print(f"best of {name}: {found:.4f}, {mean:.4f} over {len(FRESH_SEEDS)} other seeds; {trial.params}")
+    lost, spread = fmean(again[best.id]) - fmean(again[chosen.id]), stdev(again[best.id])
+    print(f"accuracy lost: {lost:+.4f} (goal {spread:.4f}: {verdict(is_reached=lost <= spread)})")
 
 
 def sweep_of(dataset: str, *, epochs: int) -> SweepSpec:
@@ -111,6 +123,12 @@ def sweep_of(dataset: str, *, epochs: int) -> SweepSpec:
             "scheduler": "asha",
         }
     )
+
+
+def under_fresh_seeds(pool: ProcessPoolExecutor, folder: str, trial: PlannedTrial) -> list[float]:
+    """Return the accuracies of a setting under other seeds."""
+    repeats = [reseeded(trial, seed) for seed in FRESH_SEEDS]
+    return [recorded.by_epoch[-1] for recorded in pool.map(partial(train, folder), repeats)]
 
 
 def reseeded(trial: PlannedTrial, seed: int) -> PlannedTrial:

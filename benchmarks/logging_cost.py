@@ -9,8 +9,8 @@ same updates; it keeps nothing. The run beside it is a whole one, with a directo
 - an MLflow that is a black hole: it accepts connections and never answers.
 
 They take turns of an epoch each, a process each. Checkpoints are due by the clock, which runs on
-while others have their turn, so they come three times as often as in a run of its own. Importing
-MLflow's client is in the warm-up.
+while others have their turn, so their interval is stretched by as much: a run has as many for its
+steps as it would have alone. Importing MLflow's client is in the warm-up.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from service.dispatch.job import JOB_ENVIRONMENT
 from trainer.spec import PretrainSpec
 
 STEPS = 8  # a turn
+NUM_CONTENDERS = 3
 MAX_WARM_UP = 100  # turns
 EXPERIMENT = {"experiment_id": "1", "name": "simclr", "lifecycle_stage": "active", "artifact_location": "/nowhere"}
 RUN = {
@@ -130,7 +131,10 @@ def run_bare(spec: PretrainSpec, folder: Path, turns: Turns) -> None:
 def contend(words: list[str], *, folder: Path, threads: int) -> None:
     import torch
 
+    from trainer import scribe
+
     torch.set_num_threads(threads)
+    scribe.CHECKPOINT_EVERY_S *= NUM_CONTENDERS
     logging.getLogger("trainer").setLevel(logging.ERROR)  # it says that MLflow is away
     spec, turns = noise_spec(), Turns()
     match words:

@@ -5,7 +5,8 @@
 The same loop (resnet8, random images of 32 px, N = 256, two workers of one thread, storage in a directory) is
 started by turns as the service does it, a submission to a running Ray with the environment of its
 jobs, and by `python -m torch.distributed.run` with the same environment. The first step is where
-the run itself notes it. The data set is decoded and each way has been gone once before.
+the run itself notes it; then it is stopped, as its owner would cancel it. The data set is decoded
+and each way has been gone once before.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -40,11 +41,13 @@ from service.embedded.stack import answers
 from service.ports import JobStatus
 from trainer.context import PRETRAIN_TRIAL_ID, JobDocument, experiment_key
 from trainer.spec import PretrainSpec
+from trainer.storage import BlobMissing, Storage, open_storage
 
 NUM_WORKERS: Final = 2
 GOAL_S: Final = 6.0  # beyond torchrun
 TIMEOUT_S: Final = 600.0
 GRACE_S: Final = 6.0
+POLL_EVERY_S: Final = 0.2
 ENVIRONMENT: Final = {
     **JOB_ENVIRONMENT,
     "RAY_AUTH_MODE": "disabled",
@@ -54,7 +57,7 @@ ENVIRONMENT: Final = {
 
 
 def job(folder: Path, name: str) -> JobDocument:
-    spec = noise_spec(epochs=1, scaling={"num_workers": NUM_WORKERS})
+    spec = noise_spec(scaling={"num_workers": NUM_WORKERS})
     return JobDocument(
         experiment_id=f"exp_{name}",
         name=name,
@@ -67,11 +70,26 @@ def job(folder: Path, name: str) -> JobDocument:
     )
 
 
-def seconds_to_first_step(folder: Path, document: JobDocument, started_at: datetime) -> float:
+def first_step_at(storage: Storage, document: JobDocument) -> datetime | None:
     key = experiment_key(document.experiment_id, f"attempts/{document.attempt}/timeline.json")
-    marks = json.loads((folder / "storage" / key).read_bytes())["marks"]
-    at = next(mark["at"] for mark in marks if mark["stage"] == "first_step")
-    return (datetime.fromisoformat(at) - started_at).total_seconds()
+    try:
+        marks = json.loads(storage.read(key))["marks"]
+    except BlobMissing:
+        return None
+    return next((datetime.fromisoformat(mark["at"]) for mark in marks if mark["stage"] == "first_step"), None)
+
+
+def stop_after_first_step(document: JobDocument) -> datetime:
+    """Wait for the first step, ask the run to stop, and return when the step was."""
+    storage = open_storage(document.storage)
+    deadline_s = time.monotonic() + TIMEOUT_S
+    while (stepped_at := first_step_at(storage, document)) is None:
+        if time.monotonic() > deadline_s:
+            raise TimeoutError("there was no first step")
+        time.sleep(POLL_EVERY_S)
+    wish = {"kind": "cancel", "attempt": document.attempt}
+    storage.write(experiment_key(document.experiment_id, "stop.json"), json.dumps(wish).encode())
+    return stepped_at
 
 
 # --- the two ways ---------------------------------------------------------------------------------
@@ -88,30 +106,32 @@ async def through_ray(ray: RayHead, folder: Path, name: str) -> float:
             env=ENVIRONMENT,
             metadata={},
         )
+        stepped_at = await asyncio.to_thread(stop_after_first_step, document)
         deadline_s = time.monotonic() + TIMEOUT_S
         while (seen := await jobs.observe(document.experiment_id)).status in (JobStatus.PENDING, JobStatus.RUNNING):
             if time.monotonic() > deadline_s:
                 raise TimeoutError("the job did not end")
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(POLL_EVERY_S)
         if seen.status is not JobStatus.SUCCEEDED:
             raise RuntimeError(f"the job {seen.status}: {await jobs.logs(document.experiment_id)}")
     finally:
         await jobs.close()
-    return seconds_to_first_step(folder, document, started_at)
+    return (stepped_at - started_at).total_seconds()
 
 
 def through_torchrun(folder: Path, name: str) -> float:
     document = job(folder, name)
     words = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={NUM_WORKERS}"]
     started_at = datetime.now(UTC)
-    subprocess.run(
+    with subprocess.Popen(
         [sys.executable, *words, __file__, "--worker", document.encode()],
         env={**os.environ, **ENVIRONMENT},
-        check=True,
         stdout=subprocess.DEVNULL,
-        timeout=TIMEOUT_S,
-    )
-    return seconds_to_first_step(folder, document, started_at)
+    ) as run:
+        stepped_at = stop_after_first_step(document)
+        if run.wait(timeout=TIMEOUT_S):
+            raise RuntimeError(f"torchrun ended with status {run.returncode}")
+    return (stepped_at - started_at).total_seconds()
 
 
 def work(document: JobDocument) -> None:
@@ -119,13 +139,15 @@ def work(document: JobDocument) -> None:
     import torch
     import torch.distributed as dist
 
+    from trainer.errors import Stopped
     from trainer.loop import train
     from trainer.team import Team
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     team = Team(rank=dist.get_rank(), world_size=dist.get_world_size(), group=dist.group.WORLD)
-    train(PretrainSpec.model_validate(document.spec), document.trial_context(PRETRAIN_TRIAL_ID), team)
+    with suppress(Stopped):
+        train(PretrainSpec.model_validate(document.spec), document.trial_context(PRETRAIN_TRIAL_ID), team)
     dist.destroy_process_group()
 
 
@@ -154,13 +176,13 @@ def running_ray(folder: Path) -> Iterator[RayHead]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one round instead of 4")
+    parser.add_argument("--quick", action="store_true", help="one round instead of 3")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
         work(JobDocument.decode(arguments.worker))
         return
-    rounds = 1 if arguments.quick else 4
+    rounds = 1 if arguments.quick else 3
     with tempfile.TemporaryDirectory(prefix="simclr-") as name:
         folder = Path(name)
         write_noise(folder, num_steps=3)

@@ -56,8 +56,8 @@ def main() -> None:
     rounds = 1 if parser.parse_args().quick else 5
     sweep = SweepSpec.model_validate(SWEEP)
     num_images = describe("digits", None).num_train
-    plan_s = timed(lambda: plan_sweep(sweep, num_images), rounds)
-    plan = plan_sweep(sweep, num_images)
+    plan_s = timed(lambda: plan_sweep(sweep, lambda _: num_images), rounds)
+    plan = plan_sweep(sweep, lambda _: num_images)
     rows = finished_rows(plan)
     report_s = timed(lambda: report(sweep, rows), rounds)
     with tempfile.TemporaryDirectory() as temporary:
@@ -116,7 +116,7 @@ async def post_and_list(folder: Path, rows: Sequence[TrialRow], rounds: int) -> 
     """Return the median seconds of the POST, and of each page over rounds."""
     database = folder / "migrated" / "simclr.db"
     database.parent.mkdir()
-    await asyncio.to_thread(migrations.upgrade, f"sqlite+aiosqlite:///{database}")
+    await asyncio.to_thread(migrations.upgrade, f"sqlite:///{database}")
     (folder / "app").mkdir()
     async with http_app(folder / "app", database=database) as app:
         body = {"name": "scale", "kind": "sweep", "spec": SWEEP}

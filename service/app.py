@@ -14,6 +14,7 @@ from fastapi.telemetry import TelemetryConfig
 from prometheus_client import CollectorRegistry
 
 from service.background import keep_running
+from service.dataset_facts import DatasetFacts
 from service.dispatch.dispatcher import Dispatcher
 from service.dispatch.dispatcher_metrics import DispatcherMetrics
 from service.edge.auth import LoginRequired, ensure_guarded
@@ -99,6 +100,7 @@ def create_app(*, settings: Settings, store: Store, cluster: Cluster, tracking: 
         feed=EventFeed(store),
         speeds=SpeedHistory(store, tracking),
         capacity=RecentCapacity(cluster),
+        datasets=DatasetFacts(settings),
         rate_limit=RateLimit(settings.rate_limit),
         paging_key=paging_key(settings),
         wake_dispatcher=dispatcher.wake,

@@ -219,6 +219,7 @@ class Store(Protocol):
     async def claim_due(self, claim: str, *, now: datetime, lease_s: float) -> Sequence[ExperimentRecord]:
         """Claim for `lease_s` and return every ACTIVE experiment that no other dispatcher holds.
 
+        What the caller holds already is claimed anew once half of its lease is over.
         Of a long queue only the head: the first 64 of each owner. Those that wait (`not_before`)
         are among them; when to start one is the caller's business. Ordered by priority (high
         first), then age. A row that cannot be read is left out and logged; it never hides the others.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
+from collections.abc import Callable
 from typing import Final
 
 from service.errors import ClusterUnavailable
@@ -11,27 +13,35 @@ from service.ports import Capacity, Cluster
 
 __all__ = ["RecentCapacity"]
 
-MAX_AGE_S: Final = 5.0
+FRESH_S: Final = 5.0  # so old it is asked for anew, beside the request that finds it
+MAX_AGE_S: Final = 60.0  # so old no request may rest on it
 
 
 class RecentCapacity:
-    """The cluster's capacity as it was at most `max_age_s` ago."""
+    """The cluster's capacity as it was a moment ago; only a caller who is the first for a while waits for it."""
 
-    def __init__(self, cluster: Cluster, *, max_age_s: float = MAX_AGE_S) -> None:
+    def __init__(self, cluster: Cluster, *, clock_s: Callable[[], float] = time.monotonic) -> None:
+        """Ask nothing yet."""
         self._cluster = cluster
-        self._max_age_s = max_age_s
+        self._clock_s = clock_s
         self._known: Capacity | None = None
-        self._asked_at_s: float | None = None
-        self._is_asking = asyncio.Lock()
+        self._asked_at_s = -math.inf
+        self._asking: asyncio.Task[None] | None = None
 
     async def get(self) -> Capacity | None:
         """Return it, None where the cluster does not answer; that too is asked again only after a while."""
-        async with self._is_asking:
-            now_s = time.monotonic()
-            if self._asked_at_s is None or now_s - self._asked_at_s > self._max_age_s:
-                try:
-                    self._known = await self._cluster.capacity()
-                except ClusterUnavailable:
-                    self._known = None
-                self._asked_at_s = time.monotonic()
-            return self._known
+        age_s = self._clock_s() - self._asked_at_s
+        if age_s > FRESH_S and self._asking is None:
+            self._asking = asyncio.create_task(self._ask())
+        if age_s > MAX_AGE_S and self._asking is not None:
+            await asyncio.shield(self._asking)  # others may wait for it too
+        return self._known
+
+    async def _ask(self) -> None:
+        try:
+            self._known = await self._cluster.capacity()
+        except ClusterUnavailable:
+            self._known = None
+        finally:
+            self._asked_at_s = self._clock_s()
+            self._asking = None

@@ -46,10 +46,10 @@ class Settings(BaseSettings):
 
     @property
     def database_address(self) -> str:
-        """Return the SQLAlchemy address (async driver) of the database in force."""
+        """Return the SQLAlchemy address of the database in force."""
         if self.database_url is None:
-            return f"sqlite+aiosqlite:///{self.home_dir / 'simclr.db'}"
-        return _async_driver(self.database_url.get_secret_value())
+            return f"sqlite:///{self.home_dir / 'simclr.db'}"
+        return _with_driver(self.database_url.get_secret_value())
 
     @property
     def storage_uri(self) -> str:
@@ -86,12 +86,8 @@ class Settings(BaseSettings):
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
 
 
-def _async_driver(url: str) -> str:
-    for plain, driver in (
-        ("sqlite://", "sqlite+aiosqlite://"),
-        ("postgresql://", "postgresql+psycopg://"),
-        ("postgres://", "postgresql+psycopg://"),
-    ):
+def _with_driver(url: str) -> str:
+    for plain in ("postgresql://", "postgres://"):
         if url.startswith(plain):
-            return driver + url.removeprefix(plain)
+            return "postgresql+psycopg://" + url.removeprefix(plain)
     return url

@@ -19,11 +19,15 @@ import numpy as np
 import pytest
 
 START_TIMEOUT_S = 120.0
+# What Ray's nodes have in their environment where MLflow asks for it; the stack's own MLflow asks nobody.
+TRACKING_USER = "simclr"
+TRACKING_PASSWORD = "secret-of-the-tracking-server"  # noqa: S105 - of tests
 
 # Said before anything imports Ray or MLflow, whose defaults phone home and change with the version.
 os.environ.update(
     RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0", MLFLOW_DISABLE_TELEMETRY="true", GLOO_SOCKET_IFNAME="lo"
 )
+os.environ.update(MLFLOW_TRACKING_USERNAME=TRACKING_USER, MLFLOW_TRACKING_PASSWORD=TRACKING_PASSWORD)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from trainer.batch_norm import running_statistics_frozen
 from trainer.bundle.encoder import ARCHITECTURES, ResNet
-from trainer.seeding import initialisation_generator
+from trainer.seeding import Uninitialised, initialisation_generator
 from trainer.spec import EncoderSpec
 
 __all__ = ["ARCHITECTURES", "Encoder", "build_encoder", "checkpoint_blocks"]
@@ -38,9 +38,8 @@ def build_encoder(spec: EncoderSpec, *, seed: int) -> Encoder:
     Convolutions start as He et al. 2015 have it (normal, fan out, as torchvision), norms as identity.
     Parameters are named as torchvision names them; a new encoder is one entry of `ARCHITECTURES`.
     """
-    with torch.device("meta"):
+    with Uninitialised():
         encoder = Encoder(name=spec.name, stem=spec.stem, width=spec.width, norm=spec.norm)
-    encoder = encoder.to_empty(device=torch.get_default_device())
     generator = initialisation_generator(seed, part="encoder")
     for module in encoder.modules():
         if isinstance(module, nn.Conv2d):

@@ -6,6 +6,7 @@ TrainerError                 code            retryable
 ├── BatchTooLarge            batch_too_large no    a step would need more memory than a worker has left
 ├── NonFiniteLoss            non_finite_loss no    the loss became NaN or infinite at a step
 ├── CheckpointCorrupt        checkpoint_corrupt yes a checkpoint does not match its manifest
+├── CheckpointMissing        checkpoint_missing no  the continued experiment left none to start from
 ├── StorageUnavailable       storage_unavailable yes storage refused too many writes in a row
 ├── BundleInvalid            bundle_invalid  no    an encoder bundle is not what its record says
 ├── Superseded               superseded      no    a newer attempt owns this experiment
@@ -23,6 +24,7 @@ __all__ = [
     "BatchTooLarge",
     "BundleInvalid",
     "CheckpointCorrupt",
+    "CheckpointMissing",
     "DataError",
     "NonFiniteLoss",
     "SpecError",
@@ -90,6 +92,12 @@ class CheckpointCorrupt(TrainerError):
 
     code = "checkpoint_corrupt"
     retryable = True
+
+
+class CheckpointMissing(TrainerError):
+    """The experiment that this one continues has no checkpoint, or has it no more."""
+
+    code = "checkpoint_missing"
 
 
 class StorageUnavailable(TrainerError):

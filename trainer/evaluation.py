@@ -26,7 +26,7 @@ from trainer.encoder import Encoder, build_encoder
 from trainer.export import weights_digest
 from trainer.learner import SimclrLearner, SupervisedLearner
 from trainer.precision import Precision
-from trainer.probe.features import Images, evaluating, extract_features, pixel_features
+from trainer.probe.features import Images, evaluating, extract_features, pixel_features, pixel_pooling
 from trainer.probe.knn import KnnResult, knn_probe
 from trainer.probe.linear import LinearProbe, fit_linear_probe, fit_on_fraction
 from trainer.probe.monitors import Spread, alignment, effective_rank, has_collapsed, mean_std, spread, uniformity
@@ -159,7 +159,12 @@ class Evaluation:
         self, h: tuple[Features, Features], random_h: tuple[Features, Features]
     ) -> tuple[dict[str, float], str]:
         """Return the accuracies of h and both baselines on the same images, and a paired verdict."""
-        pixels = (pixel_features(self._dataset.pretrain.images), pixel_features(self._dataset.validation.images))
+        # A data set may be larger than memory, and so are its pixels then: coarser ones take their place.
+        pooling = pixel_pooling(self._dataset.num_train, self._dataset.image_size)
+        pretrain, validation = (
+            pixel_features(subset, pooling=pooling) for subset in (self._dataset.pretrain, self._dataset.validation)
+        )
+        pixels = (pretrain, validation)
         trained, random, raw = (self._knn(*features) for features in (h, random_h, pixels))
         metrics = self._knn_metrics(trained)
         metrics[names.RANDOM_ENCODER_KNN_ACCURACY] = random[20].accuracy

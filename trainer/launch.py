@@ -125,16 +125,16 @@ def _through_ray(spec: PretrainSpec, context: TrialContext, on_epoch: OnEpoch | 
 
 def _trainer(spec: PretrainSpec, context: TrialContext, on_epoch: OnEpoch | None) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+    from trainer.lean_trainer import LeanTrainer
 
     scaling = spec.scaling
     workers = scaling.num_workers
     has_gpu = scaling.gpus_per_worker > 0
     resources = {"CPU": float(scaling.cpus_per_worker)} | ({"GPU": float(scaling.gpus_per_worker)} if has_gpu else {})
-    # Not TorchTrainer, which loads torch in driver and controller before a worker is started: the
-    # workers form their process group themselves.
-    return DataParallelTrainer(
+    return LeanTrainer(
         _run_worker,
+        is_only_one=context.is_only_trial,
         train_loop_config={
             "spec": spec.model_dump(mode="json"),
             "context": context.model_dump(mode="json"),

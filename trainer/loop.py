@@ -21,13 +21,13 @@ from torch import Tensor
 
 from trainer import metric_names
 from trainer.checkpoint import CheckpointStore, capture, restore
-from trainer.context import TrialContext
+from trainer.context import ParentTrial, TrialContext
 from trainer.data.dataset import Dataset
 from trainer.data.order import epoch_batches, steps_per_epoch
 from trainer.data.prepare import prepare
 from trainer.data.reader import BatchReader
 from trainer.epoch_report import EpochReport, OnEpoch
-from trainer.errors import BatchTooLarge, NonFiniteLoss, Stopped
+from trainer.errors import BatchTooLarge, CheckpointMissing, NonFiniteLoss, Stopped
 from trainer.evaluation import Evaluation
 from trainer.learner import prepare_learner
 from trainer.memory import require_memory
@@ -37,13 +37,13 @@ from trainer.precision import Precision, resolve_precision
 from trainer.products import leave_products
 from trainer.provenance import require_same_data
 from trainer.record import describe_run
+from trainer.recorder import DRAIN_S
 from trainer.schedule import learning_rate
 from trainer.scribe import Scribe, StopKind
 from trainer.spec import PretrainSpec
 from trainer.step import StepOutcome, Stepper
 from trainer.storage import Storage, open_storage
 from trainer.team import Team
-from trainer.tracking import DRAIN_S
 from trainer.transfer import to_device
 from trainer.views import ViewDrawer
 
@@ -65,6 +65,7 @@ def train(spec: PretrainSpec, context: TrialContext, team: Team, *, on_epoch: On
         NonFiniteLoss: With step, rank and value.
         DataError: If the images or labels cannot be used.
         BatchTooLarge: If a step needs more memory than there is.
+        CheckpointMissing: If it continues an experiment that has no checkpoint.
         Superseded: If a later start owns the trial.
     """
     scribe = Scribe(context) if team.is_first else None
@@ -169,6 +170,8 @@ class Run:
         )
         step = store.latest_step() if self.team.is_first else 0
         step = _agree_on(step, self.team)
+        if not step and self.context.parent is not None and self.context.is_only_trial:
+            raise _nothing_to_continue(self.context.parent)  # a sweep's trial may be one its parent did not have
         if step:
             restore(store.load(step), self.learner, self.optimizer)
             logger.info("resumed from the checkpoint of step %d", step)
@@ -343,6 +346,15 @@ def _agree_on(value: int, team: Team) -> int:
     shared = torch.tensor([value], dtype=torch.int64, device=team.device)
     dist.broadcast(shared, group_src=0, group=team.group)
     return int(shared.item())
+
+
+def _nothing_to_continue(parent: ParentTrial) -> CheckpointMissing:
+    return CheckpointMissing(
+        f"{parent.experiment_id}, which this experiment continues, has no checkpoint that can be read; clone it "
+        "to train from the start",
+        experiment_id=parent.experiment_id,
+        trial_id=parent.trial_id,
+    )
 
 
 def _non_finite(step: int, local_loss: Tensor, team: Team) -> NonFiniteLoss:

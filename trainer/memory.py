@@ -31,6 +31,7 @@ from trainer.losses.nt_xent import MAX_KEPT
 from trainer.losses.similarity import CPU_TILE, DEVICE_TILE
 from trainer.optim import build_optimizer
 from trainer.precision import Precision, resolve_precision
+from trainer.seeding import Uninitialised
 from trainer.spec import MAX_WORKERS, PretrainSpec, has_batch_norm
 from trainer.step import Stepper
 from trainer.team import Team
@@ -80,7 +81,7 @@ def most_step_memory_bytes(
 
     As if every convolution had the views' resolution, and nothing were recomputed or done in parts.
     """
-    with torch.device("meta"):
+    with Uninitialised():
         learner = build_learner(spec, num_classes=num_classes, group=None)
     of_a_view = 3 * spec.data.image_size**2
     for module in learner.modules():

@@ -60,6 +60,11 @@ class Lars(Optimizer):
         }
         super().__init__(params, options)
 
+    # As they are inside: torch wraps these two to keep its compiler off them, and imports the compiler
+    # for that at their first call, 1.4 s of each worker's start.
+    add_param_group = Optimizer.add_param_group.__wrapped__  # type: ignore[attr-defined] # functools.wraps leaves it
+    zero_grad = Optimizer.zero_grad.__wrapped__  # type: ignore[attr-defined] # likewise
+
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Update every parameter that has a gradient; gradients are left as they are."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 
-from trainer.seeding import initialisation_generator
+from trainer.seeding import Uninitialised, initialisation_generator
 from trainer.spec import ProjectionHeadSpec
 
 __all__ = ["build_projection_head"]
@@ -38,8 +37,8 @@ def build_projection_head(spec: ProjectionHeadSpec, *, width_of_h: int, seed: in
 
 
 def _layer(in_dim: int, out_dim: int, *, is_last: bool, has_batch_norm: bool) -> list[nn.Module]:
-    linear = nn.Linear(in_dim, out_dim, bias=not (is_last or has_batch_norm), device="meta")
-    linear = linear.to_empty(device=torch.get_default_device())
+    with Uninitialised():
+        linear = nn.Linear(in_dim, out_dim, bias=not (is_last or has_batch_norm))
     norm = [nn.BatchNorm1d(out_dim, bias=not is_last)] if has_batch_norm else []
     return [linear, *norm, *([] if is_last else [nn.ReLU(inplace=True)])]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from trainer.code_version import CODE_VERSION
 from trainer.context import TrialContext
 from trainer.data.dataset import Dataset
+from trainer.mlflow_runs import RunDescription, flatten
 from trainer.precision import Precision
 from trainer.spec import PretrainSpec
 from trainer.team import Team
-from trainer.tracking import RunDescription, flatten
 
 __all__ = ["describe_run"]
 

@@ -19,9 +19,10 @@ from trainer.checkpoint import Checkpoint, CheckpointStore
 from trainer.context import TrialContext, experiment_key
 from trainer.errors import StorageUnavailable, Superseded
 from trainer.fence import Fence, take_fence
+from trainer.mlflow_runs import RunDescription
 from trainer.outbox import Outbox
+from trainer.recorder import STORAGE_AWAY_MOST_S, TrialRecorder
 from trainer.storage import BlobMissing, Storage, open_storage
-from trainer.tracking import RunDescription, TrialRecorder
 
 __all__ = ["Scribe", "StopKind"]
 
@@ -31,7 +32,6 @@ StopKind = Literal["pause", "cancel", "early"]
 
 CHECKPOINT_EVERY_S = 15.0  # what a crash costs at most, besides the restart
 CLOSE_DRAIN_S = 3.0  # what a start that fails or is stopped gives MLflow; the rest waits in storage
-MAX_FAILED_CHECKPOINTS = 5
 STOP_POLL_EVERY_S = 0.5
 
 
@@ -47,7 +47,7 @@ class Scribe:
         self.stop_wish: StopKind | None = None
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
-        self._failed_checkpoints = 0
+        self._checkpoints_fail_since_s: float | None = None
         self._last_checkpoint_s = time.monotonic()
         self._marks: list[dict[str, str]] = []
         self._is_closed = threading.Event()
@@ -119,20 +119,22 @@ class Scribe:
         self.checkpoints.save(checkpoint)
 
     def _settle_pending(self) -> None:
-        """Look at how the last background write ended; a few failures in a row are borne."""
+        """Look at how the last background write ended; an outage of storage is borne for a while."""
         if self._pending is None:
             return
         try:
             self._pending.result()
-            self._failed_checkpoints = 0
+            self._checkpoints_fail_since_s = None
         except Superseded:
             raise
         except OSError as error:
-            self._failed_checkpoints += 1
-            logger.warning("a checkpoint was lost (%d in a row): %s", self._failed_checkpoints, error)
-            if self._failed_checkpoints >= MAX_FAILED_CHECKPOINTS:
+            logger.warning("a checkpoint was lost: %s", error)
+            now_s = time.monotonic()
+            self._checkpoints_fail_since_s = self._checkpoints_fail_since_s or now_s
+            away_s = now_s - self._checkpoints_fail_since_s
+            if away_s >= STORAGE_AWAY_MOST_S:
                 raise StorageUnavailable(
-                    f"storage refused {MAX_FAILED_CHECKPOINTS} checkpoints in a row, the last: {error}"
+                    f"storage refused checkpoints for {away_s:.0f} s, the last: {error}"
                 ) from error
         finally:
             self._pending = None

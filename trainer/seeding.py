@@ -11,14 +11,18 @@ one changes every run.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 __all__ = [
+    "Uninitialised",
     "draw_keys",
     "initialisation_generator",
     "normal",
@@ -33,6 +37,9 @@ SHIFTS_AND_FACTORS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1
 MASK_64 = (1 << 64) - 1
 PERMUTATION_STREAM = 1 << 32  # beyond the streams of any list of operations
 NUM_QUANTILES = 1 << 16
+INITIALISERS = frozenset(
+    {"normal_", "uniform_", "fill_", "zero_", "kaiming_normal_", "kaiming_uniform_"}
+)  # of torch.nn
 
 
 def uniform(*, seed: int, epoch: int, sample_ids_B: Tensor, view: int | Tensor, stream: int, count: int) -> Tensor:
@@ -96,6 +103,21 @@ def initialisation_generator(seed: int, *, part: str = "head") -> torch.Generato
     """
     digest = hashlib.sha256(f"{part}:{seed}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:4], "little"))  # the CPU's reads 32 bits
+
+
+class Uninitialised(TorchFunctionMode):
+    """While entered, modules get weights that no one writes: they take no time, and no memory until touched.
+
+    The device `meta` would do too, but its operations import torch's compiler, 1.5 s of CPU at each start.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        options = dict(kwargs or {})
+        if func.__name__ in INITIALISERS:
+            return args[0] if args else options["tensor"]
+        return func(*args, **options)
 
 
 def _bits(keys_B: Tensor, *, count: int) -> Tensor:

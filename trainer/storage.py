@@ -10,9 +10,9 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
@@ -62,10 +62,16 @@ def open_storage(uri: str) -> Storage:
 
 
 class DirectoryStorage:
-    """Blobs as files under one directory, synced and renamed into place."""
+    """Blobs as files under one directory, synced and renamed into place.
+
+    The directory is made here and never again: who has it open must not go on in an empty one when
+    a disk or a share is gone, as if there had been nothing before.
+    """
 
     def __init__(self, root: Path) -> None:
         self._root = root.absolute()
+        with suppress(OSError):  # what is wrong with it is said by each use
+            self._root.mkdir(parents=True, exist_ok=True)
 
     def read(self, key: str) -> bytes:
         try:
@@ -92,6 +98,7 @@ class DirectoryStorage:
         return True
 
     def list(self, prefix: str) -> list[str]:
+        self._require_root()
         folder = self._root / prefix.rpartition("/")[0]
         found = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".tmp-"))
         keys = (path.relative_to(self._root).as_posix() for path in found)
@@ -104,7 +111,12 @@ class DirectoryStorage:
         parts = key.split("/")
         if not all(parts) or any(part in (".", "..") or "\\" in part or "\0" in part for part in parts):
             raise ValueError(f"storage key {key!r}: use relative, '/'-separated names")
+        self._require_root()
         return self._root.joinpath(*parts)
+
+    def _require_root(self) -> None:
+        if not self._root.is_dir():
+            raise OSError(f"the storage directory {self._root} is not there")
 
     @staticmethod
     def _write_temporary(path: Path, data: bytes) -> Path:
@@ -123,6 +135,22 @@ def _sync_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+_SET_KEY: Final = "see AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY of this node: the bucket is not open to them"
+_WAYS_OUT: Final = {
+    "AccessDenied": _SET_KEY,
+    "InvalidAccessKeyId": _SET_KEY,
+    "SignatureDoesNotMatch": _SET_KEY,
+    "ExpiredToken": _SET_KEY,
+    "InvalidToken": _SET_KEY,
+    "NoCredentialsError": _SET_KEY,
+    "PartialCredentialsError": _SET_KEY,
+    "NoSuchBucket": "see the storage's address, SIMCLR_STORAGE: no bucket has this name",
+    "EndpointConnectionError": "see AWS_ENDPOINT_URL_S3 of this node: nothing answers there",
+    "ConnectTimeoutError": "see AWS_ENDPOINT_URL_S3 of this node: nothing answers there",
+    "NoRegionError": "set AWS_DEFAULT_REGION on this node",
+}
 
 
 class S3Storage:
@@ -178,9 +206,14 @@ def _named_errors(verb: str, key: str) -> Iterator[None]:
         code = _error_code(error)
         if code in ("NoSuchKey", "404"):
             raise BlobMissing(key) from error
-        raise OSError(f"storage cannot {verb} {key}: {code}") from error
+        raise OSError(f"storage cannot {verb} {key}: {_in_words(code)}") from error
     except BotoCoreError as error:
-        raise OSError(f"storage cannot {verb} {key}: {type(error).__name__}") from error
+        raise OSError(f"storage cannot {verb} {key}: {_in_words(type(error).__name__)}") from error
+
+
+def _in_words(code: str) -> str:
+    """Return what S3 or its client calls the error, and the setting that mends it where one does."""
+    return f"{code}; {_WAYS_OUT[code]}" if code in _WAYS_OUT else code
 
 
 def _s3_client() -> S3Client:

@@ -22,7 +22,7 @@ def describe_study(study: Study) -> dict[str, Any]:
 def _describe_size(study: str, name: Size, size: StudySize) -> dict[str, Any]:
     sweep = SweepSpec(study=study, size=name, base={"data": {"dataset": "any"}})
     return {
-        "trials": plan_sweep(sweep, 1).num_trials,
+        "trials": plan_sweep(sweep, lambda _: 1).num_trials,
         "seeds": len(size.seeds),
         "axes": size.model_dump(mode="json", exclude_defaults=True)["space"],
         "fixed": size.base,

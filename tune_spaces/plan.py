@@ -6,7 +6,7 @@ crash finds every trial where it was.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -43,12 +43,12 @@ class SweepPlan:
     warnings: tuple[str, ...]
 
 
-def plan_sweep(sweep: SweepSpec, num_images: int) -> SweepPlan:
+def plan_sweep(sweep: SweepSpec, num_images: Callable[[PretrainSpec], int]) -> SweepPlan:
     """Return the plan of a sweep that `sweep_problems` finds nothing wrong with.
 
     Args:
         sweep: As asked or complete.
-        num_images: How many images an epoch draws from.
+        num_images: Returns how many images an epoch of a trial draws from: its data set may be an axis.
     """
     whole = complete(sweep)
     trials = tuple(planned_trials(whole))
@@ -56,12 +56,12 @@ def plan_sweep(sweep: SweepSpec, num_images: int) -> SweepPlan:
         num_trials = whole.num_trials_searched()
         points = islice(bounds(whole.axes()), MAX_TRIALS)
         corners = [PretrainSpec.model_validate(apply_overrides(whole.base, point)) for point in points]
-        steps = num_trials * max(_cost(corner, num_images)[0] for corner in corners)
+        steps = num_trials * max(_cost(corner, num_images(corner))[0] for corner in corners)
         # A batch size between the corners may leave no image out of an epoch.
-        images = num_trials * num_images * max(corner.epochs for corner in corners)
+        images = num_trials * max(num_images(corner) * corner.epochs for corner in corners)
     else:
         num_trials = len(trials)
-        costs = [_cost(trial.spec, num_images) for trial in trials]
+        costs = [_cost(trial.spec, num_images(trial.spec)) for trial in trials]
         steps, images = (sum(amounts) for amounts in zip(*costs, strict=True))
     return SweepPlan(trials=trials, num_trials=num_trials, steps=steps, images=images, warnings=tuple(_warnings(whole)))
 

@@ -67,7 +67,9 @@ class LocalRay:
             datasets_dir=str(datasets_dir) if datasets_dir else None,
             cache_dir=str(self.folder / "cache"),
         )
-        wall_s = self.run("-m", "tune_spaces", "--document", job.encode(), environment=JOB_ENVIRONMENT)
+        job_config = {"runtime_env": {"env_vars": dict(JOB_ENVIRONMENT)}}  # as Ray gives it to a job's driver
+        environment = {**JOB_ENVIRONMENT, "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps(job_config)}
+        wall_s = self.run("-m", "tune_spaces", "--document", job.encode(), environment=environment)
         storage = open_storage(job.storage)
         end, report = (
             json.loads(storage.read(experiment_key(job.experiment_id, file)))

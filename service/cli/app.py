@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from service.cli import catalogue, experiments, operations, stack
+from service.cli import catalogue, datasets, experiments, operations, stack
 
 __all__ = ["app"]
 
@@ -16,5 +16,5 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (stack, experiments, catalogue, operations):
+for module in (stack, experiments, catalogue, datasets, operations):
     module.register(app)

@@ -1,4 +1,4 @@
-"""Commands about what can be asked for: studies and data sets."""
+"""Commands about what can be asked for: studies."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ Name = Annotated[str | None, typer.Argument(help="Show this one in full.")]
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command()(studies)
-    app.command()(datasets)
 
 
 def studies(name: Name = None, *, as_json: AsJson = False) -> None:
@@ -30,15 +29,3 @@ def studies(name: Name = None, *, as_json: AsJson = False) -> None:
             print_json(list(client.studies()))
         else:
             print_table(client.studies(), ("name", "description"))
-
-
-def datasets(name: Name = None, *, as_json: AsJson = False) -> None:
-    """Show the registered data sets."""
-    with outcome(as_json=as_json), connect() as client:
-        if name is not None:
-            (print_json if as_json else print_members)(client.dataset(name))
-        elif as_json:
-            print_json(list(client.datasets()))
-        else:
-            columns = ("name", "num_train", "num_test", "num_classes", "description")
-            print_table(client.datasets(), columns)

@@ -20,6 +20,7 @@ def register(app: typer.Typer) -> None:
     database = typer.Typer(no_args_is_help=True, help="Manage the database.")
     database.callback()(_database)
     database.command("upgrade")(upgrade_database)
+    database.command("downgrade")(downgrade_database)
     token.callback()(_token)
     app.add_typer(token, name="token")
     app.add_typer(database, name="db")
@@ -55,4 +56,22 @@ def upgrade_database(*, as_json: AsJson = False) -> None:
 
         address = Settings().database_address
         upgrade(address)
+        (print_json if as_json else print_members)({"revision": current(address)})
+
+
+def downgrade_database(
+    revision: Annotated[str, typer.Argument(help="What the older version knows; it says so when it refuses to start.")],
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Take the database (SIMCLR_DATABASE_URL) back to what an older version of the service can use."""
+    with outcome(as_json=as_json):
+        from service.errors import SettingsError
+        from service.settings import Settings
+        from service.store.migrations import current, downgrade
+
+        if revision == "base":
+            raise SettingsError("base is no version, and would drop everything; to do that, drop the database.")
+        address = Settings().database_address
+        downgrade(address, revision)
         (print_json if as_json else print_members)({"revision": current(address)})

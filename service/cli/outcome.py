@@ -13,6 +13,7 @@ import typer
 
 from service.cli.output import error_console, plain
 from service.errors import ServiceError, SettingsError
+from trainer.errors import TrainerError
 
 __all__ = ["ExitCode", "outcome"]
 
@@ -41,6 +42,9 @@ def outcome(*, as_json: bool) -> Iterator[None]:
         _tell(error.problem, as_json=as_json)
         raise typer.Exit(ExitCode.REFUSED) from error
     except SettingsError as error:
+        _tell({"code": error.code, "detail": error.message}, as_json=as_json)
+        raise typer.Exit(ExitCode.REFUSED) from error
+    except TrainerError as error:
         _tell({"code": error.code, "detail": error.message}, as_json=as_json)
         raise typer.Exit(ExitCode.REFUSED) from error
     except ServiceError as error:

@@ -100,7 +100,9 @@ def admit(
     by_priority = sorted(due, key=lambda record: (-record.priority, record.created_at, record.id))
     for _, equals in groupby(by_priority, key=lambda record: record.priority):
         _admit_equals(list(equals), hall)
-    backing_off = {record.id: "it failed to start and is tried again later" for record in queued if record not in due}
+    due_ids = {record.id for record in due}
+    later = "it failed to start and is tried again later"
+    backing_off = {record.id: later for record in queued if record.id not in due_ids}
     return Admission(admitted=hall.admitted, waiting=hall.waiting | backing_off)
 
 

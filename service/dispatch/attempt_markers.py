@@ -15,7 +15,7 @@ from service.outage import Outages
 from service.ports import ExperimentRecord, JsonObject
 from trainer.context import experiment_key
 from trainer.storage import BlobMissing, Storage
-from trainer.unrecorded import unrecorded_trials
+from trainer.unrecorded import unrecorded_runs
 
 __all__ = ["AttemptMarkers", "Left", "OpenRun", "RunStatus"]
 
@@ -77,9 +77,9 @@ class AttemptMarkers:
         table = await self._read(experiment_id, "trials.json") or {}
         return list(table.get("trials", []))
 
-    async def unrecorded_trials(self, experiment_id: str) -> Sequence[str]:
-        """Return the ended trials of which MLflow did not take all."""
-        return await self._in_thread(lambda: unrecorded_trials(self._blobs, experiment_id))
+    async def unrecorded_runs(self, experiment_id: str) -> Sequence[str]:
+        """Return the runs of an ended experiment of which MLflow did not take all."""
+        return await self._in_thread(lambda: unrecorded_runs(self._blobs, experiment_id))
 
     async def ask_to_stop(self, record: ExperimentRecord, kind: Literal["pause", "cancel"]) -> None:
         """Leave the wish that the present attempt stops; asking again changes nothing."""
@@ -125,4 +125,4 @@ async def _in_time(call: Callable[[], T]) -> T:
     try:
         return await asyncio.wait_for(asyncio.to_thread(call), _TIMEOUT_S)
     except (OSError, TimeoutError) as error:
-        raise BlobsUnavailable(f"storage does not answer: {type(error).__name__}") from error
+        raise BlobsUnavailable(f"storage does not answer: {str(error) or type(error).__name__}") from error

@@ -1,4 +1,4 @@
-"""Jobs that send MLflow what trials could not: theirs ended while it was away for longer than they wait."""
+"""Jobs that send MLflow what an experiment could not: it ended while MLflow was away for longer than it waits."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ class Backfills:
             BlobsUnavailable: If storage cannot say what is unsent.
             ClusterUnavailable: If no job can be looked at or submitted.
         """
-        if not await self._markers.unrecorded_trials(record.id):
+        if not await self._markers.unrecorded_runs(record.id):
             await self._conditions.take_back(record, CONDITION)
             return True
         for number in range(1, MOST_TRIES + 1):
             name = f"{record.id}-a{record.attempt}-backfill-{number}"
             status = (await self._observe(name)).status
             if status is JobStatus.MISSING:
-                if await self._markers.unrecorded_trials(record.id):  # the try before may have ended just now
-                    await self._conditions.set(record, CONDITION, "numbers of ended trials are sent to MLflow now")
+                if await self._markers.unrecorded_runs(record.id):  # the try before may have ended just now
+                    await self._conditions.set(record, CONDITION, "what MLflow missed of it is sent now")
                     await self._submit(record, name)
                 return False
             if status in _UNDER_WAY:
@@ -62,8 +62,8 @@ class Backfills:
         await self._conditions.set(
             record,
             CONDITION,
-            f"{MOST_TRIES} tries did not bring all numbers to MLflow: they are safe in storage, and "
-            "`python -m trainer.backfill`, with the document of the experiment's last job, sends them",
+            f"{MOST_TRIES} tries did not bring all of it to MLflow: it is safe in storage, and "
+            "`python -m trainer.backfill`, with the document of the experiment's last job, sends it",
         )
         return True
 

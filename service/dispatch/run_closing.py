@@ -2,7 +2,7 @@
 
 A note in storage is older than any run of the experiment and goes when its runs are closed. So
 what ended while MLflow was away, or was cancelled while it was paused, is closed all the same, by
-whichever process is there then. The note stays too until MLflow has all numbers of all trials.
+whichever process is there then. The note stays too until MLflow has all of the experiment.
 """
 
 from __future__ import annotations

@@ -52,7 +52,8 @@ def judge(record: ExperimentRecord, left: Left, observation: JobObservation, *, 
 
 def _completed(marker: JsonObject) -> Ending:
     if marker.get("state") == State.SUCCEEDED:
-        return Ending(target=State.SUCCEEDED)
+        limit = marker.get("reason")  # that ended it before all of its trials
+        return Ending(target=State.SUCCEEDED, reason=_reason_of(limit) if limit else None)
     return Ending(target=State.FAILED, reason=_reason_of(marker.get("reason")))
 
 

@@ -1,4 +1,7 @@
-"""What routes ask for: the adapters, the caller, the request's body, an experiment that is theirs."""
+"""What routes ask for: the adapters, the caller, the request's body, an experiment that is theirs.
+
+All are coroutines, those that wait for nothing too: a plain function costs a change to a thread and back.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ import structlog
 from fastapi import APIRouter, Depends, Header, Path, Request
 from prometheus_client import CollectorRegistry
 
+from service.dataset_facts import DatasetFacts
 from service.edge.auth import PUBLIC, Caller, LoginRequired, authenticate, permission_of
 from service.edge.event_feed import EventFeed
 from service.edge.middleware import MAX_BODY_BYTES, body_too_large
@@ -60,6 +64,7 @@ class Services:
     feed: EventFeed
     speeds: SpeedHistory
     capacity: RecentCapacity
+    datasets: DatasetFacts
     rate_limit: RateLimit
     paging_key: bytes
     wake_dispatcher: Callable[[], None]
@@ -86,7 +91,7 @@ class Services:
         return document if isinstance(document, dict) else None
 
 
-def services_of(request: Request) -> Services:
+async def services_of(request: Request) -> Services:
     """Return the services of the app that got this request."""
     services: Services = request.app.state.services
     return services
@@ -120,7 +125,7 @@ async def guard(request: Request, services: ServicesDep) -> Caller | None:
     return caller
 
 
-def _caller(caller: Annotated[Caller | None, Depends(guard)]) -> Caller:
+async def _caller(caller: Annotated[Caller | None, Depends(guard)]) -> Caller:
     if caller is None:
         raise Problem(401, "unauthorized", "send a token")
     return caller
@@ -169,7 +174,7 @@ Body = Annotated[dict[str, Any], Depends(_json_object)]
 _KEY = re.compile(r"[\x20-\x7e]{1,255}")
 
 
-def _idempotency_key(
+async def _idempotency_key(
     idempotency_key: Annotated[
         str | None,
         Header(

@@ -19,7 +19,7 @@ __all__ = ["create_experiment", "judge"]
 async def judge(body: dict[str, Any], services: Services) -> Submission:
     """Return what `body` asks for. Raises Problem 422 with all that is wrong with it."""
     capacity = await services.capacity.get()  # None: what cannot be asked now is not judged
-    environment = Environment(services.settings, capacity, services.speeds.images_per_second)
+    environment = Environment(services.settings, services.datasets, capacity, services.speeds.images_per_second)
     return await asyncio.to_thread(check_submission, body, environment)
 
 
@@ -41,13 +41,14 @@ async def create_experiment(
         caller: Who will own it, and whose keys count.
         key: The Idempotency-Key, if there is one.
         route: The route that the key belongs to.
-        whole: Makes the body as `POST /experiments` has it, where that is not `asked` (clone, continue).
+        whole: Makes the body as `POST /experiments` has it, where that is not `asked` (clone, continue); in a thread.
         parent: The link to the experiment it comes from.
 
     Raises:
         Problem: 422 with all that is wrong.
         IdempotencyConflict: If the key came with another body.
         StoreUnavailable: If the database does not answer.
+        BlobsUnavailable: If `whole` needs storage and it does not answer.
     """
     idempotency = idempotency_of(key, caller=caller, route=route, body=asked)
     if idempotency is not None:
@@ -55,7 +56,7 @@ async def create_experiment(
         earlier = await services.store.find_idempotent(idempotency)
         if earlier is not None:
             return earlier, True
-    submission = await judge(whole() if whole else asked, services)
+    submission = await judge(await asyncio.to_thread(whole) if whole else asked, services)
     new = NewExperiment(
         id=new_experiment_id(),
         name=submission.name,

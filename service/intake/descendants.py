@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from service.edge.problems import Problem
+from service.errors import BlobsUnavailable
 from service.experiment import ACTIVE
 from service.intake.submission import refuse
 from service.ports import ExperimentRecord
 from service.schemas import CloneRequest, ContinueRequest, FieldProblem
-from trainer.context import PRETRAIN_TRIAL_ID
+from trainer.context import PRETRAIN_TRIAL_ID, trial_key
+from trainer.storage import Storage
 from tune_spaces.continuation import continued_request
 from tune_spaces.overrides import apply_overrides
 from tune_spaces.problems.fields import escaped, pointer_of
@@ -46,11 +48,12 @@ def body_of_clone(parent: ExperimentRecord, request: CloneRequest) -> dict[str, 
     return _body(parent, spec, name=request.name)
 
 
-def body_of_continuation(parent: ExperimentRecord, request: ContinueRequest) -> dict[str, Any]:
-    """Return the body of `parent` with more epochs or trials.
+def body_of_continuation(parent: ExperimentRecord, request: ContinueRequest, *, blobs: Storage) -> dict[str, Any]:
+    """Return the body of `parent` with more epochs or trials; reads storage.
 
     Raises:
-        Problem: 409 while the parent is active; 422 if there is nothing more to do.
+        Problem: 409 while the parent is active or if it left no checkpoint; 422 if there is nothing more to do.
+        BlobsUnavailable: If storage does not answer.
     """
     if parent.state in ACTIVE:
         detail = f"the experiment is {parent.state}; continue it when it has ended or is paused"
@@ -61,7 +64,25 @@ def body_of_continuation(parent: ExperimentRecord, request: ContinueRequest) -> 
         detail = f"a {parent.kind} is continued with {field} alone"
         refuse([FieldProblem(pointer=f"/{field}", code="missing", detail=detail, allowed=f"{{{field!r}: number}}")])
     spec = _longer(parent, value) if parent.kind == "pretrain" else _wider(parent, value)
+    if parent.kind == "pretrain":  # a sweep's trials each start from their namesake, or from the start
+        _require_checkpoint(parent, blobs, epochs=value)
     return _body(parent, spec, name=None)
+
+
+def _require_checkpoint(parent: ExperimentRecord, blobs: Storage, *, epochs: int) -> None:
+    try:
+        checkpoints = blobs.list(trial_key(parent.id, PRETRAIN_TRIAL_ID, "checkpoints/manifest-"))
+    except OSError as error:
+        raise BlobsUnavailable("storage does not answer") from error
+    if checkpoints:
+        return
+    link = parent.parent or {}
+    origin = f"continue {link['experiment_id']}, from which it came, or " if link.get("relation") == "continue" else ""
+    detail = (
+        f"experiment {parent.id} ({parent.state}) left no checkpoint to continue from; {origin}clone it with "
+        f'{{"overrides": {{"epochs": {epochs}}}}} to train from the start'
+    )
+    raise Problem(409, "checkpoint_missing", detail, state=parent.state.value, allowed=["clone"])
 
 
 def _longer(parent: ExperimentRecord, epochs: int) -> dict[str, Any]:

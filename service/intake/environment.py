@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from math import floor
 from typing import TYPE_CHECKING
 
+from service.dataset_facts import DatasetFacts
 from service.ports import Capacity
 from service.settings import Settings
 from trainer.errors import DataError
@@ -21,56 +22,35 @@ if TYPE_CHECKING:
 
 __all__ = ["Environment", "environment_problems"]
 
-MAX_COUNTED_BYTES = 64 * 2**20  # decoded: up to here a data set is decoded to count its split exactly, once
-
 
 @dataclass(frozen=True)
 class Environment:
-    """This installation, as far as the specs of one request depend on it: no data set is read twice for one."""
+    """This installation, as far as the specs of one request depend on it: every data set is asked once for one."""
 
     settings: Settings
+    datasets: DatasetFacts
     capacity: Capacity | None  # None: the cluster does not answer
     images_per_second: Callable[[PretrainSpec], float | None] = lambda _: None  # of others alike; None: no history
-    _counted: dict[tuple[str, int, float], int] = field(default_factory=dict)
+    _versions: dict[str, str] = field(default_factory=dict)
 
     def dataset(self, name: str) -> DatasetInfo:
         """Return the entry of one data set. Raises DataError; for an unknown id its context lists the `allowed`."""
-        from trainer.data.catalogue import describe  # numpy comes with it
-
-        return describe(name, self.settings.datasets)
+        return self.datasets.describe(name, self._version(name))
 
     def num_images(self, spec: PretrainSpec) -> int:
-        """Return how many images an epoch draws from: training less validation.
+        """Return how many images an epoch draws from, as `DatasetFacts.num_images` has it. Raises DataError."""
+        data = spec.data
+        return self.datasets.num_images(
+            data.dataset,
+            self._version(data.dataset),
+            image_size=data.image_size,
+            validation_ratio=data.validation_ratio,
+        )
 
-        Exact where the data set is small at this image size; of a larger one the expected number, right to within
-        the rounding of its classes.
-
-        Raises:
-            DataError: If the data set is unknown or its images cannot be read.
-        """
-        key = (spec.data.dataset, spec.data.image_size, spec.data.validation_ratio)
-        if key not in self._counted:
-            self._counted[key] = self._count(spec)
-        return self._counted[key]
-
-    def _count(self, spec: PretrainSpec) -> int:
-        num_train, image_size = self.dataset(spec.data.dataset).num_train, spec.data.image_size
-        expected = num_train - round(num_train * spec.data.validation_ratio)
-        if num_train * image_size**2 * 3 > MAX_COUNTED_BYTES:
-            return expected
-        from trainer.data.prepare import prepare
-
-        try:
-            dataset = prepare(
-                spec.data.dataset,
-                image_size=image_size,
-                cache_dir=self.settings.cache_dir,
-                datasets_dir=self.settings.datasets,
-                validation_ratio=spec.data.validation_ratio,
-            )
-        except OSError:
-            return expected  # the cache has no room here; where it trains it may
-        return len(dataset.pretrain)
+    def _version(self, name: str) -> str:
+        if name not in self._versions:
+            self._versions[name] = self.datasets.version(name)
+        return self._versions[name]
 
 
 def environment_problems(spec: PretrainSpec, environment: Environment) -> list[SpecProblem]:

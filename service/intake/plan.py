@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from service.intake.memory_estimate import step_memory_bytes
@@ -38,7 +38,9 @@ def plan_pretrain(spec: PretrainSpec, *, num_images: int, images_per_second: flo
     )
 
 
-def plan_of_sweep(sweep: SweepSpec, base: PretrainSpec, *, num_images: int, space: Mapping[str, Any]) -> PlanView:
+def plan_of_sweep(
+    sweep: SweepSpec, base: PretrainSpec, *, num_images: Callable[[PretrainSpec], int], space: Mapping[str, Any]
+) -> PlanView:
     """Return the plan of a sweep; what differs between its trials is null."""
     plan = plan_sweep(sweep, num_images)
     is_fixed = space.keys().isdisjoint(("batch_size", "data.dataset", "data.validation_ratio"))
@@ -46,8 +48,8 @@ def plan_of_sweep(sweep: SweepSpec, base: PretrainSpec, *, num_images: int, spac
         trials=plan.num_trials,
         steps=plan.steps,
         images=plan.images,
-        steps_per_epoch=num_images // base.batch_size if is_fixed else None,
-        images_dropped_per_epoch=num_images % base.batch_size if is_fixed else None,
+        steps_per_epoch=num_images(base) // base.batch_size if is_fixed else None,
+        images_dropped_per_epoch=num_images(base) % base.batch_size if is_fixed else None,
         negatives_per_anchor=2 * (base.batch_size - 1) if is_fixed else None,
         memory_bytes=step_memory_bytes(base),
         time_s=None,  # how many trials run at once is not known before

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from service.intake.environment import Environment, environment_problems
 from service.intake.plan import budget_problems, plan_of_sweep
 from service.intake.validation import check_fields, overlaps, place
 from service.schemas import PlanView
-from trainer.spec import PretrainSpec, SpecProblem
+from trainer.spec import DataSpec, PretrainSpec, SpecProblem
 from tune_spaces.overrides import apply_overrides
 from tune_spaces.problems.fields import escaped, pointer_of
 from tune_spaces.problems.sweep import sweep_problems
@@ -32,15 +32,28 @@ def judge_sweep(sweep: SweepSpec, environment: Environment) -> tuple[list[SpecPr
     if problems:
         return problems, None
     variants = [base, *(_variant(base, path, value) for path, _, value in _values(space) if path in _OF_IMAGES)]
+    num_images = _num_images(environment)
     problems = sweep_problems(
         sweep,
         has_labels=all(environment.dataset(variant.data.dataset).has_labels for variant in variants),
-        num_images=min(environment.num_images(variant) for variant in variants),
+        num_images=num_images,
     )
     if problems:
         return problems, None
-    plan = plan_of_sweep(sweep, base, num_images=environment.num_images(base), space=space)
+    plan = plan_of_sweep(sweep, base, num_images=num_images, space=space)
     return budget_problems(plan, sweep.limits.max_images), plan
+
+
+def _num_images(environment: Environment) -> Callable[[PretrainSpec], int]:
+    """Return `environment.num_images`, asked once for each data set as the trials use it."""
+    known: dict[DataSpec, int] = {}
+
+    def num_images(spec: PretrainSpec) -> int:
+        if spec.data not in known:
+            known[spec.data] = environment.num_images(spec)
+        return known[spec.data]
+
+    return num_images
 
 
 def _problems_of_rest(sweep: SweepSpec, found: list[SpecProblem], environment: Environment) -> list[SpecProblem]:

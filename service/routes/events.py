@@ -26,7 +26,7 @@ __all__ = ["router"]
 router = api_router("events")
 
 
-def _last_event_id(
+async def _last_event_id(
     last_event_id: Annotated[
         str | None,
         Header(description="resume behind the event of this id", json_schema_extra={"pattern": "^[0-9]{0,19}$"}),
@@ -43,7 +43,7 @@ async def _room(services: ServicesDep) -> None:
     services.feed.ensure_room()
 
 
-def _live_numbers(request: Request) -> LiveNumbersFeed:
+async def _live_numbers(request: Request) -> LiveNumbersFeed:
     feed: LiveNumbersFeed = request.app.state.live_numbers
     return feed
 

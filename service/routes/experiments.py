@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from fastapi import Query, Request, Response
-from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 
 from service.edge.auth import needs
 from service.edge.deps import Body, CurrentCaller, IdempotencyKey, OwnedExperiment, Services, ServicesDep, api_router
@@ -46,12 +47,16 @@ router = api_router("experiments")
 
 async def _answer(
     record: ExperimentRecord, services: Services, *, status: int = 200, is_replay: bool = False
-) -> JSONResponse:
+) -> Response:
     headers = {"ETag": etag_of(record), "Location": f"/experiments/{record.id}"}
     if is_replay:
         headers["Idempotency-Replayed"] = "true"
-    view = await view_experiment(record, services)
-    return JSONResponse(view.model_dump(mode="json"), status_code=status, headers=headers)
+    return _json(await view_experiment(record, services), status=status, headers=headers)
+
+
+def _json(view: BaseModel, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """Return the response of a document that is whole: the framework would check it once more."""
+    return Response(view.model_dump_json(), status_code=status, headers=headers, media_type="application/json")
 
 
 def _request_body(*models: type, **examples: Any) -> dict[str, Any]:
@@ -106,7 +111,7 @@ async def create(
             spec_digest=submission.spec_digest,
             plan=submission.plan,
         )
-        return JSONResponse(view.model_dump(mode="json"))
+        return _json(view)
     record, is_replay = await create_experiment(body, services, caller=caller, key=key, route="POST /experiments")
     return await _answer(record, services, status=200 if is_replay else 202, is_replay=is_replay)
 
@@ -115,12 +120,13 @@ async def create(
     "/experiments",
     operation_id="listExperiments",
     summary="List experiments, newest first",
+    response_model=Items[ExperimentView],
     openapi_extra=needs(Role.VIEWER),
 )
-async def list_(filters: ExperimentFilter, services: ServicesDep, caller: CurrentCaller) -> Items[ExperimentView]:
+async def list_(filters: ExperimentFilter, services: ServicesDep, caller: CurrentCaller) -> Response:
     """Return one page of the experiments that match every filter."""
     records, next_page_token = await page_of_experiments(filters, services, caller=caller)
-    return Items(items=await view_experiments(records, services), next_page_token=next_page_token)
+    return _json(Items(items=await view_experiments(records, services), next_page_token=next_page_token))
 
 
 @router.get(
@@ -250,7 +256,7 @@ async def continue_(
             caller=caller,
             key=key,
             route=f"POST /experiments/{record.id}/continue",
-            whole=lambda: body_of_continuation(record, request),
+            whole=lambda: body_of_continuation(record, request, blobs=services.blobs),
             parent=parent_of_continuation(record),
         )
     except Problem as problem:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from typing import Any, Final
+import asyncio
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import copy_context
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
-from sqlalchemy import URL, Engine, NullPool, create_engine, event, make_url
+from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, event, make_url
 from sqlalchemy.exc import (
     ArgumentError,
     DataError,
@@ -16,13 +19,16 @@ from sqlalchemy.exc import (
     ProgrammingError,
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from service.errors import SettingsError, StoreUnavailable
 
 __all__ = ["Database", "blocking_engine", "unreachable_is_unavailable"]
 
-_DRIVERS: Final = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+psycopg"}
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
+Work = Callable[Concatenate[Connection, Given], Result]
+
+_DRIVERS: Final = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg"}
 # Statements that the database understood and refused: faults of this program, not of the database.
 _REFUSALS: Final = (DataError, IntegrityError, NotSupportedError, ProgrammingError)
 
@@ -37,9 +43,11 @@ _POSTGRESQL_CONNECTIONS: Final = 20
 class Database:
     """The engines of one database; nothing connects before the first transaction.
 
+    A transaction is a function of a connection that runs whole in a thread: one change of threads
+    for all its statements. A caller who is cancelled leaves it running, and it may yet commit.
+
     Args:
-        address: SQLAlchemy address with an async driver. An in-memory SQLite cannot be shared by
-            connections and is refused.
+        address: SQLAlchemy address. An in-memory SQLite cannot be shared by connections and is refused.
         wait_s: How long a transaction waits for a connection and for another's lock, in seconds.
 
     Raises:
@@ -49,46 +57,76 @@ class Database:
     def __init__(self, address: str, *, wait_s: float) -> None:
         url = _checked(address)
         if url.get_backend_name() == "sqlite":
-            # One connection for all writers: they queue in order of arrival, in its pool. SQLite's
-            # own waiting is a lottery of growing sleeps; it is left for other processes.
-            self._writer = _sqlite_engine(url, wait_s=wait_s, begin="BEGIN IMMEDIATE", pool_size=1)
-            self._reader = _sqlite_engine(url, wait_s=wait_s, begin="BEGIN", pool_size=_READERS)
+            # One connection for all writers: they queue in order of arrival. SQLite's own waiting
+            # is a lottery of growing sleeps; it is left for other processes.
+            writer = _sqlite_engine(url, wait_s=wait_s, begin="BEGIN IMMEDIATE", num_connections=1)
+            reader = _sqlite_engine(url, wait_s=wait_s, begin="BEGIN", num_connections=_READERS)
+            self.writers = Connections(writer, number=1, wait_s=wait_s)
+            self.readers = Connections(reader, number=_READERS, wait_s=wait_s)
         else:
-            self._writer = self._reader = _postgresql_engine(url, wait_s=wait_s)
+            server = _postgresql_engine(url, wait_s=wait_s)
+            self.writers = self.readers = Connections(server, number=_POSTGRESQL_CONNECTIONS, wait_s=wait_s)
 
-    @asynccontextmanager
-    async def read(self) -> AsyncIterator[AsyncConnection]:
-        """Open a transaction that writes nothing. Raises StoreUnavailable."""
-        with unreachable_is_unavailable():
-            async with self._reader.begin() as connection:
-                yield connection
+    async def read(self, work: Work[Given, Result], *args: Given.args, **kwargs: Given.kwargs) -> Result:
+        """Return `work(connection, ...)` of a transaction that writes nothing. Raises StoreUnavailable."""
+        return await self.readers.run(lambda connection: work(connection, *args, **kwargs))
 
-    @asynccontextmanager
-    async def write(self) -> AsyncIterator[AsyncConnection]:
-        """Open a transaction that is committed at the end, or undone by an error. Raises StoreUnavailable."""
-        with unreachable_is_unavailable():
-            async with self._writer.begin() as connection:
-                yield connection
+    async def write(self, work: Work[Given, Result], *args: Given.args, **kwargs: Given.kwargs) -> Result:
+        """Return `work(connection, ...)`, committed by then; an error undoes it. Raises StoreUnavailable."""
+        return await self.writers.run(lambda connection: work(connection, *args, **kwargs))
 
     async def tidy(self) -> None:
         """Give a file's unused pages back and refresh what the planner knows; a server does both by itself."""
-        if self._writer.dialect.name == "sqlite":
-            async with self.write() as connection:
-                for pragma in ("incremental_vacuum", "optimize"):
-                    (await connection.exec_driver_sql(f"PRAGMA {pragma}")).close()
+        if self.writers.engine.dialect.name == "sqlite":
+            await self.write(_tidy)
 
     async def close(self) -> None:
-        """Release connections."""
-        await self._writer.dispose()
-        await self._reader.dispose()
+        """Release connections and threads, once the transactions under way have ended."""
+        await asyncio.gather(self.writers.close(), self.readers.close())
+
+
+class Connections:
+    """The connections of an engine, each with a thread, and the queue before them in order of arrival."""
+
+    def __init__(self, engine: Engine, *, number: int, wait_s: float) -> None:
+        self.engine = engine
+        self._wait_s = wait_s
+        self._free = asyncio.Semaphore(number)
+        self._threads = ThreadPoolExecutor(number, thread_name_prefix="database")
+
+    async def run(self, work: Callable[[Connection], Result]) -> Result:
+        """Return `work(connection)` of a whole transaction. Raises StoreUnavailable."""
+        try:
+            async with asyncio.timeout(self._wait_s):
+                await self._free.acquire()
+        except TimeoutError as error:
+            raise StoreUnavailable("The database is busy; try again later.") from error
+        running = asyncio.get_running_loop().run_in_executor(self._threads, copy_context().run, self._transact, work)
+        running.add_done_callback(lambda _: self._free.release())
+        return await running
+
+    async def close(self) -> None:
+        """Release connections and threads, once the transactions under way have ended."""
+        await asyncio.to_thread(self._threads.shutdown)
+        self.engine.dispose()
+
+    def _transact(self, work: Callable[[Connection], Result]) -> Result:
+        with unreachable_is_unavailable(), self.engine.begin() as connection:
+            return work(connection)
+
+
+def _tidy(connection: Connection) -> None:
+    # A script, because it runs to its end: as a statement the first gives back one page and stops.
+    script = "PRAGMA incremental_vacuum; PRAGMA optimize;"
+    connection.connection.cursor().executescript(script)
 
 
 def blocking_engine(address: str) -> Engine:
-    """Return an unpooled engine without asyncio, whose transactions exclude other writers (for migrations)."""
+    """Return an unpooled engine whose transactions exclude other writers (for migrations)."""
     url = _checked(address)
     if url.get_backend_name() != "sqlite":
         return create_engine(url, poolclass=NullPool, connect_args={"connect_timeout": 5})
-    engine = create_engine(url.set(drivername="sqlite"), poolclass=NullPool)
+    engine = create_engine(url, poolclass=NullPool)
     _begin_explicitly(engine, begin="BEGIN IMMEDIATE", pragmas=_SQLITE_FILE)
     return engine
 
@@ -120,11 +158,11 @@ def _checked(address: str) -> URL:
     return url
 
 
-def _sqlite_engine(url: URL, *, wait_s: float, begin: str, pool_size: int) -> AsyncEngine:
-    engine = create_async_engine(
-        url, pool_size=pool_size, max_overflow=0, pool_timeout=wait_s, connect_args={"timeout": wait_s}
+def _sqlite_engine(url: URL, *, wait_s: float, begin: str, num_connections: int) -> Engine:
+    engine = create_engine(
+        url, pool_size=num_connections, max_overflow=0, pool_timeout=wait_s, connect_args={"timeout": wait_s}
     )
-    _begin_explicitly(engine.sync_engine, begin=begin, pragmas=_SQLITE_PRAGMAS)
+    _begin_explicitly(engine, begin=begin, pragmas=_SQLITE_PRAGMAS)
     return engine
 
 
@@ -140,7 +178,7 @@ def _begin_explicitly(engine: Engine, *, begin: str, pragmas: tuple[str, ...]) -
                 cursor.execute(f"PRAGMA {pragma}")
             cursor.close()
         except BaseException:
-            connection.close()  # nobody else will, and it holds a thread
+            connection.close()  # nobody else will
             raise
 
     @event.listens_for(engine, "begin")
@@ -148,14 +186,14 @@ def _begin_explicitly(engine: Engine, *, begin: str, pragmas: tuple[str, ...]) -
         connection.exec_driver_sql(begin)
 
 
-def _postgresql_engine(url: URL, *, wait_s: float) -> AsyncEngine:
+def _postgresql_engine(url: URL, *, wait_s: float) -> Engine:
     defaults = {
         "application_name": "simclr",
         "connect_timeout": 5,
         "tcp_user_timeout": 15_000,  # ms: a server that vanished without a word
         "options": f"-c statement_timeout=15s -c lock_timeout={int(wait_s * 1000)}ms",
     }
-    return create_async_engine(
+    return create_engine(
         url,
         pool_size=_POSTGRESQL_CONNECTIONS,
         max_overflow=0,

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from sqlalchemy import insert, select
+from sqlalchemy import Connection, insert, select
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.errors import IdempotencyConflict
 from service.ports import ExperimentRecord, Idempotency
@@ -14,21 +13,21 @@ from service.store.tables import idempotency_keys
 __all__ = ["find", "take"]
 
 
-async def find(connection: AsyncConnection, idempotency: Idempotency) -> ExperimentRecord | None:
+def find(connection: Connection, idempotency: Idempotency) -> ExperimentRecord | None:
     """Return what this key made; None if new. Raises IdempotencyConflict for another body."""
     keys = idempotency_keys.c
     statement = select(keys.body_sha256, keys.experiment_id).where(
         keys.owner == idempotency.owner, keys.route == idempotency.route, keys.key == idempotency.key
     )
-    earlier = (await connection.execute(statement)).one_or_none()
+    earlier = connection.execute(statement).one_or_none()
     if earlier is None:
         return None
     if earlier.body_sha256 != idempotency.body_sha256:
         raise IdempotencyConflict("This idempotency key was used with another body.", key=idempotency.key)
-    return await rows.find(connection, earlier.experiment_id)  # None: deleted since, and the key with it
+    return rows.find(connection, earlier.experiment_id)  # None: deleted since, and the key with it
 
 
-async def take(connection: AsyncConnection, idempotency: Idempotency, experiment_id: str) -> ExperimentRecord | None:
+def take(connection: Connection, idempotency: Idempotency, experiment_id: str) -> ExperimentRecord | None:
     """Tie the key to `experiment_id` and return None, or return what an earlier request made with it.
 
     The unique index decides a race: a loser waits for the winner's commit and then reads it.
@@ -43,10 +42,10 @@ async def take(connection: AsyncConnection, idempotency: Idempotency, experiment
     )
     while True:
         try:
-            async with connection.begin_nested():
-                await connection.execute(statement)
+            with connection.begin_nested():
+                connection.execute(statement)
         except IntegrityError:
-            if (earlier := await find(connection, idempotency)) is not None:
+            if (earlier := find(connection, idempotency)) is not None:
                 return earlier
             continue  # deleted since: the key is free again
         return None

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Select, select, tuple_, union_all
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, Select, select, tuple_, union_all
 
 from service.experiment import State
 from service.ports import ExperimentRecord, ListQuery, Page
@@ -15,18 +14,18 @@ from service.store.tables import experiment_labels, experiments
 __all__ = ["page"]
 
 
-async def page(connection: AsyncConnection, query: ListQuery) -> Page:
+def page(connection: Connection, query: ListQuery) -> Page:
     """Return the page behind `query.after`. A row that cannot be read is left out and logged."""
-    return await _page(connection, query, num_rows=query.page_size)
+    return _page(connection, query, num_rows=query.page_size)
 
 
-async def _page(connection: AsyncConnection, query: ListQuery, *, num_rows: int) -> Page:
-    found = await read_each(connection, _statement(query, limit=num_rows + 1))
+def _page(connection: Connection, query: ListQuery, *, num_rows: int) -> Page:
+    found = read_each(connection, _statement(query, limit=num_rows + 1))
     readable = [item for item in found[:num_rows] if item is not None]
     has_more = len(found) > num_rows
     if has_more and not readable:
         # A page of nothing but bad rows has no position to go on from: look further.
-        return await _page(connection, query, num_rows=2 * num_rows)
+        return _page(connection, query, num_rows=2 * num_rows)
     items = readable[: query.page_size]
     has_more = has_more or len(readable) > len(items)
     return Page(items=items, next_after=_position(items[-1], query) if has_more else None)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Literal, Self
 
-from sqlalchemy import select
+from sqlalchemy import Connection
 
 from service.experiment import State
 from service.ports import (
@@ -24,7 +24,6 @@ from service.store import events, experiments, migrations, pages, rows, tokens
 from service.store.database import Database
 from service.store.idempotency import find as find_key
 from service.store.idempotency import take as take_key
-from service.store.tables import event_counter
 
 __all__ = ["SqlStore"]
 
@@ -37,7 +36,7 @@ class SqlStore:
     """A `Store` in SQLite or PostgreSQL; what its methods promise stands in `service.ports.Store`.
 
     Args:
-        address: SQLAlchemy address with an async driver; nothing connects before the first call.
+        address: SQLAlchemy address; nothing connects before the first call.
         clock: Gives the times that are stored, aware.
         wait_s: How long a call waits for a connection, and for another's lock, before it raises
             StoreUnavailable.
@@ -66,31 +65,22 @@ class SqlStore:
         return cls(address)
 
     async def ping(self) -> None:
-        async with self._database.read() as connection:
-            await connection.execute(select(event_counter))
+        await self._database.read(events.newest_sequence)
 
     async def create(self, new: NewExperiment, idempotency: Idempotency | None) -> tuple[ExperimentRecord, bool]:
-        async with self._database.write() as connection:
-            earlier = None if idempotency is None else await take_key(connection, idempotency, new.id)
-            if earlier is not None:
-                return earlier, True
-            return await experiments.add(connection, new, at=self._clock()), False
+        return await self._database.write(_create, new, idempotency, at=self._clock())
 
     async def find_idempotent(self, idempotency: Idempotency) -> ExperimentRecord | None:
-        async with self._database.read() as connection:
-            return await find_key(connection, idempotency)
+        return await self._database.read(find_key, idempotency)
 
     async def get(self, experiment_id: str) -> ExperimentRecord:
-        async with self._database.read() as connection:
-            return await rows.get(connection, experiment_id)
+        return await self._database.read(rows.get, experiment_id)
 
     async def list(self, query: ListQuery) -> Page:
-        async with self._database.read() as connection:
-            return await pages.page(connection, query)
+        return await self._database.read(pages.page, query)
 
     async def count_by_state(self) -> Mapping[State, int]:
-        async with self._database.read() as connection:
-            return await experiments.count_by_state(connection)
+        return await self._database.read(experiments.count_by_state)
 
     async def update(
         self,
@@ -100,15 +90,14 @@ class SqlStore:
         labels: Mapping[str, str] | None,
         priority: int | None,
     ) -> ExperimentRecord:
-        async with self._database.write() as connection:
-            return await experiments.change(
-                connection,
-                experiment_id,
-                expected_version=expected_version,
-                labels=labels,
-                priority=priority,
-                at=self._clock(),
-            )
+        return await self._database.write(
+            experiments.change,
+            experiment_id,
+            expected_version=expected_version,
+            labels=labels,
+            priority=priority,
+            at=self._clock(),
+        )
 
     async def transition(
         self,
@@ -122,64 +111,63 @@ class SqlStore:
         failures: int | None = None,
         not_before: datetime | None = None,
     ) -> ExperimentRecord:
-        async with self._database.write() as connection:
-            return await experiments.move(
-                connection,
-                experiment_id,
-                source=source,
-                target=target,
-                claim=claim,
-                reason=reason,
-                attempt=attempt,
-                failures=failures,
-                not_before=not_before,
-                at=self._clock(),
-            )
+        return await self._database.write(
+            experiments.move,
+            experiment_id,
+            source=source,
+            target=target,
+            claim=claim,
+            reason=reason,
+            attempt=attempt,
+            failures=failures,
+            not_before=not_before,
+            at=self._clock(),
+        )
 
     async def set_condition(self, experiment_id: str, condition: JsonObject) -> None:
-        async with self._database.write() as connection:
-            await experiments.set_condition(connection, experiment_id, condition, at=self._clock())
+        await self._database.write(experiments.set_condition, experiment_id, condition, at=self._clock())
 
     async def delete(self, experiment_id: str) -> None:
-        async with self._database.write() as connection:
-            await experiments.remove(connection, experiment_id)
+        await self._database.write(experiments.remove, experiment_id)
 
     async def claim_due(self, claim: str, *, now: datetime, lease_s: float) -> Sequence[ExperimentRecord]:
-        async with self._database.read() as connection:  # apart: a long queue must not keep writers waiting
-            queued = await experiments.head_of_queue(connection)
-        async with self._database.write() as connection:
-            return await experiments.claim_due(connection, claim, queued=queued, now=now, lease_s=lease_s)
+        # In three: neither a long queue nor the reading of many rows must keep writers waiting.
+        queued = await self._database.read(experiments.head_of_queue)
+        await self._database.write(experiments.claim_due, claim, queued=queued, now=now, lease_s=lease_s)
+        return await self._database.read(experiments.claimed, claim, queued=queued, now=now)
 
     async def append_event(self, experiment_id: str, type_: Literal["trial", "condition"], data: JsonObject) -> Event:
-        async with self._database.write() as connection:
-            return await events.append(connection, experiment_id, type_, data, at=self._clock())
+        return await self._database.write(events.append, experiment_id, type_, data, at=self._clock())
 
     async def events(self, *, after: int, experiment_id: str | None = None, limit: int = 1000) -> Sequence[Event]:
-        async with self._database.read() as connection:
-            return await events.read(connection, after=after, experiment_id=experiment_id, limit=limit)
+        return await self._database.read(events.read, after=after, experiment_id=experiment_id, limit=limit)
 
     async def newest_sequence(self) -> int:
-        async with self._database.read() as connection:
-            return await events.newest_sequence(connection)
+        return await self._database.read(events.newest_sequence)
 
     async def create_token(self, token: TokenRecord, secret_sha256: str) -> None:
-        async with self._database.write() as connection:
-            await tokens.create(connection, token, secret_sha256)
+        await self._database.write(tokens.create, token, secret_sha256)
 
     async def find_token(self, secret_sha256: str) -> TokenRecord | None:
-        async with self._database.read() as connection:
-            return await tokens.find(connection, secret_sha256)
+        return await self._database.read(tokens.find, secret_sha256)
 
     async def list_tokens(self) -> Sequence[TokenRecord]:
-        async with self._database.read() as connection:
-            return await tokens.every(connection)
+        return await self._database.read(tokens.every)
 
     async def revoke_token(self, token_id: str) -> None:
-        async with self._database.write() as connection:
-            await tokens.revoke(connection, token_id, at=self._clock())
+        await self._database.write(tokens.revoke, token_id, at=self._clock())
 
     async def tidy(self) -> None:
         await self._database.tidy()
 
     async def close(self) -> None:
         await self._database.close()
+
+
+def _create(
+    connection: Connection, new: NewExperiment, idempotency: Idempotency | None, *, at: datetime
+) -> tuple[ExperimentRecord, bool]:
+    earlier = None if idempotency is None else take_key(connection, idempotency, new.id)
+    if earlier is not None:
+        return earlier, True
+    return experiments.add(connection, new, at=at), False

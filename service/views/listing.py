@@ -6,7 +6,7 @@ import hashlib
 import os
 import secrets
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import Depends, Query
@@ -44,32 +44,36 @@ _LabelFilter = Annotated[str, Field(max_length=512, pattern=r"^[^:\x00]+:[^\x00]
 OrderBy = Literal["created_at", "-created_at", "name", "-name", "priority", "-priority"]
 
 
+@dataclass(frozen=True, kw_only=True)
 class _Filter:
     """The filters of `GET /experiments`; all must hold."""
 
-    def __init__(
-        self,
-        *,
-        state: Annotated[list[State] | None, Query(description="any of these")] = None,
-        kind: Annotated[Literal["pretrain", "sweep"] | None, Query()] = None,
-        label: Annotated[list[_LabelFilter] | None, Query(description="`key:value`; all must match")] = None,
-        name: Annotated[str | None, Query(max_length=128, pattern=NO_NUL, description="the whole name")] = None,
-        order_by: Annotated[OrderBy, Query()] = "-created_at",
-        page_size: PageSize = DEFAULT_PAGE_SIZE,
-        page_token: PageToken = "",
-    ) -> None:
-        self.page_token = page_token
-        self.query = ListQuery(
-            states=tuple(dict.fromkeys(state or ())),
-            kind=kind,
-            labels=_labels(label or []),
-            name=name,
-            order_by=order_by,
-            page_size=page_size,
-        )
+    query: ListQuery
+    page_token: str
 
 
-ExperimentFilter = Annotated[_Filter, Depends()]
+async def _filter(
+    *,
+    state: Annotated[list[State] | None, Query(description="any of these")] = None,
+    kind: Annotated[Literal["pretrain", "sweep"] | None, Query()] = None,
+    label: Annotated[list[_LabelFilter] | None, Query(description="`key:value`; all must match")] = None,
+    name: Annotated[str | None, Query(max_length=128, pattern=NO_NUL, description="the whole name")] = None,
+    order_by: Annotated[OrderBy, Query()] = "-created_at",
+    page_size: PageSize = DEFAULT_PAGE_SIZE,
+    page_token: PageToken = "",
+) -> _Filter:
+    query = ListQuery(
+        states=tuple(dict.fromkeys(state or ())),
+        kind=kind,
+        labels=_labels(label or []),
+        name=name,
+        order_by=order_by,
+        page_size=page_size,
+    )
+    return _Filter(query=query, page_token=page_token)
+
+
+ExperimentFilter = Annotated[_Filter, Depends(_filter)]
 
 
 def _labels(given: list[str]) -> dict[str, str]:

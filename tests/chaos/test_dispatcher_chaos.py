@@ -40,7 +40,7 @@ def anyio_backend() -> str:
 @pytest.fixture(scope="module")
 def database_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("store") / "template.db"
-    migrations.upgrade(f"sqlite+aiosqlite:///{path}")
+    migrations.upgrade(f"sqlite:///{path}")
     return path
 
 

@@ -24,7 +24,7 @@ def anyio_backend() -> str:
 
 
 async def test_a_running_experiment_is_adopted_across_a_change_of_schema(tmp_path: Path) -> None:
-    address = f"sqlite+aiosqlite:///{tmp_path / 'simclr.db'}"
+    address = f"sqlite:///{tmp_path / 'simclr.db'}"
     migrations.upgrade(address, FIRST_REVISION)
     plane = ControlPlane(database=tmp_path / "simclr.db", home=tmp_path)
     try:

@@ -52,7 +52,7 @@ class MemoryWriter:
 
 
 class MlflowWriter:
-    """Writes as `trainer.tracking` does, with MLflow's own client."""
+    """Writes as `trainer.mlflow_runs` does, with MLflow's own client."""
 
     def __init__(self, uri: str, folder: Path) -> None:
         from mlflow import MlflowClient

@@ -6,18 +6,36 @@ One experiment runs at a time here, so that what is killed is certainly part of 
 from __future__ import annotations
 
 import signal
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
 
+import httpx2
 import psutil
 import pytest
 
 from service.client import Client, ClientError, Experiment
+from service.experiment import submission_id
 from tests.conftest import RunningStack
-from tests.harness.experiments import LONG, finish, num_steps, submit, wait_until
+from tests.harness.experiments import (
+    LONG,
+    SHORT,
+    STEPS_PER_EPOCH,
+    finish,
+    num_steps,
+    recorded_steps,
+    submit,
+    wait_until,
+)
+from tests.harness.moments import catch, ray_jobs
+from trainer.context import trial_key
+from trainer.storage import open_storage
 
 pytestmark = pytest.mark.ray
 
 EPOCHS = LONG["epochs"]
+SUBMISSION = {"name": "refused for now", "kind": "pretrain", "spec": SHORT}
 
 
 @pytest.fixture
@@ -47,18 +65,38 @@ def processes(stack: RunningStack, *words: str) -> list[psutil.Process]:
     return found
 
 
-def test_the_service_is_killed(stack: RunningStack, client: Client, running: Experiment) -> None:
+def finish_exactly(stack: RunningStack, client: Client, experiment_id: str, *, epochs: int) -> Experiment:
+    """Wait for success and check that MLflow has every step, and none twice."""
+    ended = finish(client, experiment_id, epochs=epochs)
+    assert recorded_steps(stack.mlflow_uri, experiment_id) == list(range(1, epochs * STEPS_PER_EPOCH + 1))
+    return ended
+
+
+def test_the_service_is_killed_at_three_moments_at_once(
+    stack: RunningStack, client: Client, running: Experiment
+) -> None:
     (service,) = processes(stack, "-m service")
+    moments = catch(
+        service,
+        submit=lambda name: str(submit(client, name, SHORT)["id"]),
+        ray_url=stack.ray_dashboard,
+        database_url=f"sqlite:///{stack.home}/simclr.db",
+    )
     service.send_signal(signal.SIGKILL)
-    ended = finish(client, running["id"], epochs=EPOCHS)
-    assert ended["attempt"] == 1
+    epochs = {running["id"]: EPOCHS} | {one: SHORT["epochs"] for ids in moments.values() for one in ids}
+    for experiment_id, number in epochs.items():
+        ended = finish_exactly(stack, client, experiment_id, epochs=number)
+        assert ended["attempt"] == 1
+        assert ray_jobs(stack.ray_dashboard, experiment_id) == [submission_id(experiment_id, 1)]
+        fences = open_storage(stack.storage).list(trial_key(experiment_id, "t0000", "fence/"))
+        assert len(fences) == 1, "it was started twice"
 
 
 def test_a_worker_is_killed(stack: RunningStack, client: Client, running: Experiment) -> None:
     workers = processes(stack, "ray::RayTrainWorker") or processes(stack, "RayTrainWorker")
     assert len(workers) == 2
     workers[1].send_signal(signal.SIGKILL)
-    ended = finish(client, running["id"], epochs=EPOCHS)
+    ended = finish_exactly(stack, client, running["id"], epochs=EPOCHS)
     assert ended["attempt"] == 1  # Ray Train started the group again within the job
 
 
@@ -66,19 +104,34 @@ def test_the_driver_is_killed(stack: RunningStack, client: Client, running: Expe
     drivers = processes(stack, "-m trainer", "--document")
     for driver in drivers:
         driver.send_signal(signal.SIGKILL)
-    ended = finish(client, running["id"], epochs=EPOCHS)
+    ended = finish_exactly(stack, client, running["id"], epochs=EPOCHS)
     assert ended["attempt"] == 2
     states = [event.data["state"] for event in client.watch(running["id"]) if event.type == "state"]
     assert states == ["queued", "starting", "running", "recovering", "running", "succeeded"]
 
 
-def test_mlflow_is_frozen_for_a_while(stack: RunningStack, client: Client, running: Experiment) -> None:
+def test_mlflow_is_frozen_and_then_the_database_locked_for_a_while(
+    stack: RunningStack, client: Client, running: Experiment
+) -> None:
     frozen = processes(stack, "mlflow", "server")
     assert frozen
     with stopped(frozen):
         wait_until(lambda: is_refused_for_now(client, running["id"]), what="the refusal", timeout_s=30)
         assert client.experiment(running["id"])["state"] == "running"
-    finish(client, running["id"], epochs=EPOCHS)
+    with locked(stack.home / "simclr.db"):
+        refusal = httpx2.post(f"{stack.url}/experiments", json=SUBMISSION, timeout=60)
+        assert (refusal.status_code, "retry-after" in refusal.headers) == (503, True)
+        assert httpx2.get(f"{stack.url}/livez").is_success
+    finish_exactly(stack, client, running["id"], epochs=EPOCHS)
+
+
+@contextmanager
+def locked(database: Path) -> Iterator[None]:
+    """Hold SQLite's only right to write."""
+    with closing(sqlite3.connect(database, timeout=30, isolation_level=None)) as connection:
+        connection.execute("BEGIN EXCLUSIVE")
+        yield
+        connection.rollback()
 
 
 def is_refused_for_now(client: Client, experiment_id: str) -> bool:
@@ -105,13 +158,13 @@ class stopped:  # noqa: N801 - reads as a word of the sentence
             process.resume()
 
 
-def test_it_is_paused_and_resumed(client: Client, running: Experiment) -> None:
+def test_it_is_paused_and_resumed(stack: RunningStack, client: Client, running: Experiment) -> None:
     client.pause(running["id"])
     wait_until(lambda: client.experiment(running["id"])["state"] == "paused", what="the pause", timeout_s=60)
     before = num_steps(client, running["id"])
     assert 0 < before < EPOCHS * 4
     client.resume(running["id"])
-    ended = finish(client, running["id"], epochs=EPOCHS)
+    ended = finish_exactly(stack, client, running["id"], epochs=EPOCHS)
     assert ended["attempt"] == 2
 
 
@@ -127,7 +180,7 @@ def test_it_is_cancelled(stack: RunningStack, client: Client, running: Experimen
 def test_the_head_of_ray_is_killed(stack: RunningStack, client: Client, running: Experiment) -> None:
     for process in processes(stack, "gcs_server"):
         process.send_signal(signal.SIGKILL)
-    ended = finish(client, running["id"], epochs=EPOCHS)
+    ended = finish_exactly(stack, client, running["id"], epochs=EPOCHS)
     assert ended["attempt"] >= 2
 
 

@@ -20,7 +20,7 @@ from tests.fakes.clock import Clock
 from tests.fakes.tracking import FakeTracking
 from trainer.context import JobDocument, experiment_key
 from trainer.storage import BlobMissing, Storage
-from trainer.unrecorded import unrecorded_trials
+from trainer.unrecorded import unrecorded_runs
 
 Fate = Literal["work", "crash", "error", "bug", "deaf", "linger"]
 """work: to the end. crash: dies half-way without a word. error: fails for good. bug: fails, may be
@@ -179,8 +179,11 @@ class FakeCluster:
     def _backfill(self, job: FakeJob, document: JobDocument) -> None:
         assert self.blobs is not None
         is_sent = self.tracking is not None and not self.tracking.is_down
-        for trial_id in unrecorded_trials(self.blobs, document.experiment_id) if is_sent else ():
-            self._write(document.experiment_id, f"trials/{trial_id}/complete.json", {"is_recorded": True})
+        for trial_id in unrecorded_runs(self.blobs, document.experiment_id) if is_sent else ():
+            if self._read(document.experiment_id, f"trials/{trial_id}/complete.json") is None:
+                self._write(document.experiment_id, f"trials/{trial_id}/metrics/sent.json", {"number": 1})
+            else:
+                self._write(document.experiment_id, f"trials/{trial_id}/complete.json", {"is_recorded": True})
         job.status = JobStatus.SUCCEEDED if is_sent else JobStatus.FAILED
 
     def _train(self, job: FakeJob, document: JobDocument, *, worked_s: float) -> None:
@@ -196,6 +199,8 @@ class FakeCluster:
         elif job.fate == "crash" and done >= self.work_s / 2:
             job.status = JobStatus.FAILED
         elif job.fate == "error":
+            if self.tracking is not None and self.tracking.is_down:
+                self._write(experiment_id, "trials/t0000/metrics/entry-00000001.json", {"points": []})
             failure = {"code": "non_finite_loss", "message": "loss is NaN at step 3", "retryable": False}
             self._write(experiment_id, f"{prefix}failure.json", failure)
             job.status = JobStatus.FAILED

@@ -37,9 +37,11 @@ TEMPLATE = NewExperiment(
 
 
 class ControlPlane:
-    def __init__(self, *, database: Path, home: Path, **settings: Any) -> None:
+    def __init__(self, *, database: Path | str, home: Path, **settings: Any) -> None:
+        """Build one on a migrated database, a SQLite file or an address."""
         self.clock = Clock()
-        self.store = SqlStore(f"sqlite+aiosqlite:///{database}", clock=self.clock)
+        address = database if isinstance(database, str) else f"sqlite:///{database}"
+        self.store = SqlStore(address, clock=self.clock)
         self.blobs = LosableStorage(home / "storage")
         self.tracking = FakeTracking()
         self.cluster = FakeCluster(clock=self.clock, blobs=LosableStorage(home / "storage"), tracking=self.tracking)

@@ -49,6 +49,17 @@ def losses(client: Client, experiment_id: str) -> list[float]:
     return [float(point["value"]) for point in points if point["value"] is not None]
 
 
+def recorded_steps(mlflow_uri: str, experiment_id: str, *, key: str = "loss") -> list[int]:
+    """Return the steps of a pretraining's metric as MLflow has them; the service shows one of two alike."""
+    from mlflow import MlflowClient
+
+    mlflow = MlflowClient(mlflow_uri)
+    kept = [experiment.experiment_id for experiment in mlflow.search_experiments()]
+    ours = f"tags.`simclr.experiment_id` = '{experiment_id}' AND tags.`simclr.role` = 'trial'"
+    (run,) = mlflow.search_runs(kept, filter_string=ours)
+    return sorted(point.step for point in mlflow.get_metric_history(run.info.run_id, key))
+
+
 def finish(client: Client, experiment_id: str, *, epochs: int) -> Experiment:
     """Wait for success and check that every step was recorded once."""
     ended = client.wait(experiment_id, timeout_s=END_TIMEOUT_S)

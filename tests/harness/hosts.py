@@ -1,9 +1,11 @@
 """Hosts of a small network, each a set of namespaces: nothing but `shared` is common to two of them.
 
 A host has its own network, processes, mounts (`/tmp` and `/dev/shm` are its disk and its memory) and
-name, which resolves to loopback as on a plain Debian. They hang on one bridge, at which this machine
-has the last address. The kernel itself ends a host when its first process is killed, and kills that
-when the process that made it ends: nothing outlives a test, however it ends.
+name, which resolves to loopback as on a plain Debian. Other names nobody knows, and a host learns so
+at once: with a name server out of reach torch would wait for it, 10 s for each process group. Hosts
+hang on one bridge, at which this machine has the last address. The kernel itself ends a host when its
+first process is killed, and kills that when the process that made it ends: nothing outlives a test,
+however it ends.
 """
 
 from __future__ import annotations
@@ -37,6 +39,8 @@ trap '' CHLD
 hostname "$1"
 printf '127.0.0.1 localhost\\n127.0.1.1 %s\\n' "$1" > "$2/hosts"
 mount --bind "$2/hosts" /etc/hosts
+echo 'nameserver 127.0.0.1' > "$2/resolv.conf"
+mount --bind "$2/resolv.conf" /etc/resolv.conf
 for code in "${@:4}"; do mkdir -p "$2/${code#/tmp/}"; mount --bind "$code" "$2/${code#/tmp/}"; done
 mount --rbind "$2" /tmp
 mount -t tmpfs tmpfs /dev/shm
@@ -96,6 +100,11 @@ class Lan:
         """Return this machine's address in the network, with the prefix length."""
         return f"{self._network}.254/24"
 
+    @property
+    def gateway(self) -> str:
+        """Return the address at which hosts reach this machine."""
+        return self.address.partition("/")[0]
+
     def add_host(self, name: str, *, cable: Cable | None = None) -> Host:
         """Return a new host, switched on; without a `cable` of its own it has one as fast as the machine."""
         number = len(self.hosts) + 1
@@ -104,7 +113,7 @@ class Lan:
             number=number,
             address=f"{self._network}.{number}",
             bridge=self.bridge,
-            gateway=self.address.partition("/")[0],
+            gateway=self.gateway,
             disks=self._disks,
             cable=cable,
         )
@@ -130,6 +139,11 @@ class Host:
         self._started: list[subprocess.Popen[bytes]] = []
         self._init_pid = 0
         self._pid_namespace = ""
+
+    @property
+    def is_on(self) -> bool:
+        """Return whether it is switched on."""
+        return self._maker is not None
 
     def power_on(self) -> None:
         """Make the namespaces and plug the cable in."""

@@ -22,11 +22,11 @@ from service.experiment import State, submission_id
 from service.ports import ExperimentRecord, MetricPoint, Role, TokenRecord
 from service.settings import Settings
 from service.store import SqlStore
+from tests.fakes.blobs import LosableStorage
 from tests.fakes.clock import Clock
 from tests.fakes.cluster import FakeCluster, FakeJob
 from tests.fakes.tracking import FakeRun, FakeTracking
 from trainer.context import experiment_key, trial_key
-from trainer.storage import DirectoryStorage
 
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 START = datetime(2030, 1, 1, tzinfo=UTC)
@@ -47,7 +47,7 @@ class HttpApp:
     store: SqlStore
     cluster: FakeCluster
     tracking: FakeTracking
-    blobs: DirectoryStorage
+    blobs: LosableStorage
 
     async def submit(
         self, body: dict[str, Any] | None = None, headers: Mapping[str, str] = NO_HEADERS
@@ -94,6 +94,10 @@ class HttpApp:
         self.write(experiment_id, "complete.json", {"state": "succeeded", "attempt": 1, "best": best})
         await self.move(experiment_id, State.SUCCEEDED)
 
+    def leave_checkpoint(self, experiment_id: str) -> None:
+        """Let a pretraining have come as far as its first checkpoint."""
+        self.blobs.write(trial_key(experiment_id, "t0000", "checkpoints/manifest-0000000004.json"), b"{}")
+
     async def until_watched(self) -> None:
         """Return once an event stream is open."""
         while not self.app.state.services.feed.num_streams:  # noqa: ASYNC110 - nothing tells of it but the count
@@ -138,8 +142,8 @@ def offline_app(folder: Path, *, database: Path, **settings: Any) -> HttpApp:
     cache = database.parent / "cache"  # data sets are decoded once for all tests
     cache.mkdir(exist_ok=True)
     (folder / "cache").symlink_to(cache)
-    store = SqlStore(f"sqlite+aiosqlite:///{folder / 'simclr.db'}")
-    tracking, blobs = FakeTracking(), DirectoryStorage(folder / "storage")
+    store = SqlStore(f"sqlite:///{folder / 'simclr.db'}")
+    tracking, blobs = FakeTracking(), LosableStorage(folder / "storage")
     cluster = FakeCluster(clock=Clock(), blobs=blobs, tracking=tracking)
     values = Settings(home=folder, **settings)
     app = create_app(settings=values, store=store, cluster=cluster, tracking=tracking, blobs=blobs)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
+import torch
+
+from tests.harness.object_store import copy_blobs
 from tests.harness.trajectories import largest_difference, outcome
 from trainer.context import TrialContext, experiment_key
 from trainer.errors import Stopped
@@ -24,19 +26,21 @@ class PausedRun:
     """The first attempt of `spec` in `folder/storage`, over the data sets in `folder/datasets`."""
 
     def __init__(self, folder: Path, spec: dict[str, Any], *, steps: int) -> None:
-        self.storage = folder / "storage"
+        self._storage = str(folder / "storage")
         self._folder = folder
         self._steps = steps
-        _begin_and_pause(spec, self._context(self.storage, attempt=1))
-        alone = self._context(self.copy("alone"), attempt=2)
+        torch.set_num_threads(1)  # on small images threads spin for each other, minutes where cores are taken
+        _begin_and_pause(spec, self._context(self._storage, attempt=1))
+        alone = self._context(self.copy(str(folder / "alone")), attempt=2)
         run_trial_in_process(PretrainSpec.model_validate(spec), alone)
         self._losses, self._tensors = outcome(alone.model_dump(), steps=steps)
 
-    def copy(self, name: str) -> Path:
-        """Return a storage of that name, as it was after the pause."""
-        return shutil.copytree(self.storage, self._folder / name)
+    def copy(self, uri: str) -> str:
+        """Fill the storage at `uri` with what was there after the pause, and return its address."""
+        copy_blobs(open_storage(self._storage), uri)
+        return uri
 
-    def distance(self, storage: Path) -> float:
+    def distance(self, storage: str) -> float:
         """Return how far the run that ended in `storage` is from one process: any loss, weight or momentum.
 
         Fails where a step was lost or recorded twice.
@@ -45,13 +49,13 @@ class PausedRun:
         largest = max(abs(a - b) for a, b in zip(losses, self._losses, strict=True))
         return max(largest, largest_difference(tensors, self._tensors))
 
-    def _context(self, storage: Path, *, attempt: int) -> TrialContext:
+    def _context(self, storage: str, *, attempt: int) -> TrialContext:
         return TrialContext(
             experiment_id=EXPERIMENT,
             experiment_name=EXPERIMENT,
             trial_id="t0000",
             attempt=attempt,
-            storage=str(storage),
+            storage=storage,
             datasets_dir=str(self._folder / "datasets"),
             cache_dir=str(self._folder / "cache"),
         )

@@ -1,10 +1,14 @@
-"""A Ray cluster of hosts, set as the deployment files set it, and jobs on it as the service submits them."""
+"""A Ray cluster of hosts, set as the deployment files set it, and jobs on it as the service submits them.
+
+Each host has the data sets on its own disk: what two of them share is the storage that a job names.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import secrets
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,6 +32,7 @@ __all__ = ["RayHosts"]
 
 START_TIMEOUT_S: Final = 240.0
 HOME: Final = "/tmp/simclr"  # noqa: S108 - on a host's own disk
+DATASETS: Final = "/tmp/datasets"  # noqa: S108 - likewise
 _COMPOSE: Final = Path(__file__).resolve().parents[2] / "docker" / "compose.yaml"
 _OBJECT_STORE_BYTES: Final = 128 * 2**20
 _RESTARTING: Final = 'while :; do "$@"; sleep 1; done'  # as Docker and Kubernetes start again what ended
@@ -36,12 +41,21 @@ _RESTARTING: Final = 'while :; do "$@"; sleep 1; done'  # as Docker and Kubernet
 class RayHosts:
     """One head without CPUs and the nodes that joined it, with a token of their own."""
 
-    def __init__(self, head: Host, *nodes: Host, datasets: Path, code: CodePackage | None = None) -> None:
+    def __init__(
+        self,
+        head: Host,
+        *nodes: Host,
+        datasets: Path,
+        code: CodePackage | None = None,
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
         self.head = head
+        self._variables = dict(variables or {})  # of every node besides: where storage is, and the key to it
         self.token = secrets.token_hex(32)
         self.code = code or installed_code()
         self.dashboard = f"http://{head.address}:8265"
-        self._settings = Settings(home=Path(HOME), datasets=datasets, mlflow_uri=None, ray_address=self.dashboard)
+        self._datasets = datasets
+        self._settings = Settings(home=Path(HOME), datasets=Path(DATASETS), mlflow_uri=None, ray_address=self.dashboard)
         self.start_head()
         for node in nodes:
             self.join(node)
@@ -81,6 +95,7 @@ class RayHosts:
         return {node["node_id"] for node in nodes if (node["node_ip"], node["state"]) == (host.address, "ALIVE")}
 
     def _start(self, host: Host, *words: str, cpus: int, **environment: str) -> None:
+        shutil.copytree(self._datasets, host.disk / Path(DATASETS).name, dirs_exist_ok=True)
         host.start(
             [
                 *("bash", "-c", _RESTARTING, "bash"),
@@ -101,13 +116,14 @@ class RayHosts:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": self.token,
             "RAY_USAGE_STATS_ENABLED": "0",
+            **self._variables,
         }
 
     # --- jobs -------------------------------------------------------------------------------------
 
-    def submit(self, experiment_id: str, spec: Mapping[str, Any], *, storage: Path, attempt: int = 1) -> None:
+    def submit(self, experiment_id: str, spec: Mapping[str, Any], *, storage: str, attempt: int = 1) -> None:
         """Submit one attempt of a pretraining, as the dispatcher does."""
-        settings = self._settings.model_copy(update={"storage": str(storage)})
+        settings = self._settings.model_copy(update={"storage": storage})
         job = attempt_job(record(experiment_id, spec=dict(spec)), settings, attempt=attempt, environ=self.environment)
         self._call(
             lambda jobs: jobs.submit(

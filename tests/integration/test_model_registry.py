@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
 from collections.abc import Iterator
@@ -15,17 +16,24 @@ from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 
 from tests.conftest import free_port
-from trainer.context import TrialContext
+from trainer.context import JobDocument, TrialContext, trial_key
 from trainer.fence import take_fence
+from trainer.mlflow_runs import MlflowRuns, RunDescription
 from trainer.model_registry import BestEncoder, register_encoder
 from trainer.outbox import Outbox
 from trainer.parent_run import ParentRun
+from trainer.recorder import TrialRecorder
 from trainer.storage import open_storage
-from trainer.tracking import MlflowRuns, RunDescription, TrialRecorder
+from trainer.unrecorded import unrecorded_runs
 
 pytestmark = pytest.mark.ray
 
 DESCRIPTION = RunDescription(name="a/b: c", params={}, tags={})
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 
 
 @pytest.fixture
@@ -34,10 +42,10 @@ def client(mlflow_uri: str) -> MlflowClient:
 
 
 @pytest.fixture
-def encoder(mlflow_uri: str) -> BestEncoder:
+def encoder(mlflow_uri: str, tmp_path: Path) -> BestEncoder:
     """Return the encoder of a finished trial, its files among the artifacts of its run."""
     experiment_id = f"exp_{uuid4().hex}"
-    runs = MlflowRuns(mlflow_uri, experiment_id)
+    runs = MlflowRuns(mlflow_uri, open_storage(str(tmp_path)), experiment_id)
     run_id = runs.ensure_trial("t0000", runs.ensure_parent(DESCRIPTION), DESCRIPTION)
     runs.log_artifact(run_id, "encoder/encoder.json", b"{}")
     return BestEncoder(
@@ -115,23 +123,30 @@ def test_an_only_trial_registers_its_encoder_behind_its_files_and_once(
 
 
 def test_a_sweep_registers_its_encoder_when_mlflow_is_back(
-    client: MlflowClient,
-    encoder: BestEncoder,
-    mlflow_uri: str,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    client: MlflowClient, encoder: BestEncoder, mlflow_uri: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     port, is_away = free_port(), threading.Event()
-    with (
-        relay(port, mlflow_uri, is_away),
-        ParentRun(f"http://127.0.0.1:{port}", encoder.experiment_id, DESCRIPTION) as parent,
-    ):
-        parent.best_encoder(encoder)
-        parent.artifacts({"report/report.md": b"# report"})
+    storage = open_storage(str(tmp_path))
+    storage.write("report.md", b"# report")
+    marker = {"is_recorded": True, "mlflow_run_id": encoder.mlflow_run_id, "bundle_sha256": encoder.bundle_sha256}
+    storage.write(trial_key(encoder.experiment_id, "t0000", "complete.json"), json.dumps(marker).encode())
+    job = JobDocument(
+        experiment_id=encoder.experiment_id,
+        name=encoder.experiment_name,
+        kind="sweep",
+        attempt=1,
+        spec={},
+        storage=str(tmp_path),
+        mlflow_uri=f"http://127.0.0.1:{port}",
+        cache_dir="",
+    )
+    with relay(port, mlflow_uri, is_away), ParentRun(job, storage, DESCRIPTION) as parent:
+        parent.begin()
+        parent.products(artifacts={"report/report.md": "report.md"}, best_trial="t0000")
         is_away.wait(30)
     assert "does not take the parent run, trying again" in caplog.text
     assert (versions(client, encoder), alias(client, encoder)) == (["1" * 64], "1" * 64)
+    assert unrecorded_runs(storage, encoder.experiment_id) == []
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Two hosts that share nothing but storage train what one process trains, whatever dies meanwhile."""
+"""Two hosts that share nothing but an object store train what one process trains, whatever dies meanwhile."""
 
 from __future__ import annotations
 
@@ -16,8 +16,11 @@ from service.code_package import CodePackage
 from service.ports import JobStatus
 from tests.harness.experiments import SHORT, STEPS_PER_EPOCH, wait_until
 from tests.harness.hosts import Host, Lan, reason_for_no_hosts
+from tests.harness.object_store import ObjectStore
 from tests.harness.paused_run import EXPERIMENT, PausedRun
 from tests.harness.ray_hosts import RayHosts
+from trainer.context import experiment_key, trial_key
+from trainer.storage import BlobMissing, Storage, open_storage
 
 pytestmark = [
     pytest.mark.ray,
@@ -38,7 +41,7 @@ class Cluster:
 
     ray: RayHosts
     nodes: tuple[Host, Host]
-    shared: Path
+    store: ObjectStore
 
     def workers(self) -> list[int]:
         """Return how many training workers each node has."""
@@ -46,12 +49,14 @@ class Cluster:
 
 
 @pytest.fixture(scope="module")
-def cluster(datasets_dir: Path) -> Iterator[Cluster]:
-    with Lan() as lan:
-        shutil.copytree(datasets_dir, lan.shared / "datasets")
+def cluster(datasets_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    code = marked_code(tmp_path_factory.mktemp("code"))
+    with Lan() as lan, ObjectStore(host=lan.gateway) as store, pytest.MonkeyPatch.context() as patch:
+        for name, value in store.environment.items():
+            patch.setenv(name, value)
         head, left, right = (lan.add_host(name) for name in ("head", "left", "right"))
-        ray = RayHosts(head, left, right, datasets=lan.shared / "datasets", code=marked_code(lan.shared / "code"))
-        yield Cluster(ray, (left, right), lan.shared)
+        ray = RayHosts(head, left, right, datasets=datasets_dir, code=code, variables=store.environment)
+        yield Cluster(ray, (left, right), store)
 
 
 def marked_code(folder: Path) -> CodePackage:
@@ -65,26 +70,31 @@ def marked_code(folder: Path) -> CodePackage:
     return CodePackage.of(*folders)
 
 
-def test_two_hosts_go_on_with_the_run_of_one_process_though_a_worker_is_killed(cluster: Cluster) -> None:
-    run = PausedRun(cluster.shared, SPEC, steps=EPOCHS * STEPS_PER_EPOCH)
+def test_two_hosts_go_on_with_the_run_of_one_process_though_a_worker_is_killed(
+    cluster: Cluster, tmp_path: Path, datasets_dir: Path
+) -> None:
+    shutil.copytree(datasets_dir, tmp_path / "datasets")
+    run = PausedRun(tmp_path, SPEC, steps=EPOCHS * STEPS_PER_EPOCH)
+    uri = run.copy(cluster.store.uri("run"))
+    storage = open_storage(uri)
 
-    cluster.ray.submit(EXPERIMENT, SPEC, attempt=2, storage=run.storage)
-    own = run.storage / "experiments" / EXPERIMENT
-    timeline = own / "attempts/2/timeline.json"
-    wait_until(lambda: "first_step" in text_of(timeline), timeout_s=END_TIMEOUT_S, what="the first step")
+    cluster.ray.submit(EXPERIMENT, SPEC, attempt=2, storage=uri)
+    timeline = experiment_key(EXPERIMENT, "attempts/2/timeline.json")
+    wait_until(lambda: "first_step" in text_of(storage, timeline), timeout_s=END_TIMEOUT_S, what="the first step")
     assert cluster.workers() == [1, 1]
     (worker,) = cluster.nodes[1].processes("RayTrainWorker")
     worker.kill()
     wait_until(lambda: has_ended(cluster), timeout_s=END_TIMEOUT_S, what="the end")
 
     assert cluster.ray.status(EXPERIMENT, attempt=2) is JobStatus.SUCCEEDED
-    fences = sorted((own / "trials/t0000/fence").iterdir())
-    assert [json.loads(fence.read_bytes())["attempt"] for fence in fences] == [1, 2, 2]
-    log = (own / "attempts/2/driver.log").read_text()
+    fences = storage.list(trial_key(EXPERIMENT, "t0000", "fence/"))
+    assert [json.loads(storage.read(fence))["attempt"] for fence in fences] == [1, 2, 2]
+    assert storage.read(trial_key(EXPERIMENT, "t0000", "encoder.zip"))
+    log = text_of(storage, experiment_key(EXPERIMENT, "attempts/2/driver.log"))
     assert "resumed from the checkpoint of step" in log
     assert "shipped attempt 2 of" in log  # the driver's code came with the job
     assert "shipped training from step" in log  # and the workers'
-    assert run.distance(run.storage) <= 1e-9
+    assert run.distance(uri) <= 1e-9
     wait_until(lambda: cluster.workers() == [0, 0], timeout_s=20, what="the end of the workers")
     wait_until(lambda: not cluster.ray.reserved(), timeout_s=20, what="the release of what was reserved")
 
@@ -108,5 +118,8 @@ def has_ended(cluster: Cluster) -> bool:
     return cluster.ray.status(EXPERIMENT, attempt=2) not in (JobStatus.PENDING, JobStatus.RUNNING)
 
 
-def text_of(file: Path) -> str:
-    return file.read_text() if file.exists() else ""
+def text_of(storage: Storage, key: str) -> str:
+    try:
+        return storage.read(key).decode()
+    except BlobMissing:
+        return ""

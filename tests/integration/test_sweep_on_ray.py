@@ -131,6 +131,16 @@ def test_a_grid_runs_to_its_best_encoder_and_its_report(start_sweep: Callable[..
     assert {run.tags["mlflow.parentRunId"] for run in runs.values()} == {parent_run_id(registry, sweep)}
     for trial, row in rows.items():
         assert {path: json.loads(runs[trial].params[path]) for path in row.params} == row.params
+    parent_id = parent_run_id(registry, sweep)
+    # As MLflow's own pages of comparison ask: by flat params, among the children of one parent.
+    condition = f"tags.mlflow.parentRunId = '{parent_id}' AND params.`loss.temperature` = '0.5'"
+    experiment_ids = [registry.get_run(parent_id).info.experiment_id]
+    found = registry.search_runs(experiment_ids, condition, order_by=["metrics.knn_accuracy DESC"])
+    assert {run.data.tags["simclr.trial_id"] for run in found} == {
+        trial for trial, row in rows.items() if row.params["loss.temperature"] == 0.5
+    }
+    artifacts = {file.path for file in registry.list_artifacts(parent_id, "report")}
+    assert {"report/report.png", "report/report.html"} <= artifacts
 
 
 def test_asha_stops_trials_early_and_they_end_cleanly(start_sweep: Callable[..., SweepJob]) -> None:

@@ -61,7 +61,7 @@ def template() -> Path:
     folder = tempfile.mkdtemp(prefix="store-model-")
     atexit.register(shutil.rmtree, folder)
     path = Path(folder) / "template.db"
-    migrations.upgrade(f"sqlite+aiosqlite:///{path}")
+    migrations.upgrade(f"sqlite:///{path}")
     return path
 
 
@@ -91,7 +91,7 @@ class StoreLifecycle(RuleBasedStateMachine):
         self.folder = Path(tempfile.mkdtemp(prefix="store-model-"))
         shutil.copyfile(template(), self.folder / "simclr.db")
         self.runner = asyncio.Runner()
-        self.store = SqlStore(f"sqlite+aiosqlite:///{self.folder / 'simclr.db'}", clock=lambda: self.now)
+        self.store = SqlStore(f"sqlite:///{self.folder / 'simclr.db'}", clock=lambda: self.now)
 
     def teardown(self) -> None:
         self.run(self.store.close())
@@ -170,9 +170,10 @@ class StoreLifecycle(RuleBasedStateMachine):
         assert {record.id for record in due} == expected
         keys = [(-record.priority, record.created_at, record.id) for record in due]
         assert keys == sorted(keys)
-        for experiment_id in expected:
-            self.model[experiment_id].claim = claim
-            self.model[experiment_id].claimed_until = self.now + timedelta(seconds=LEASE_S)
+        for each in map(self.model.__getitem__, expected):
+            lasts_until = each.claimed_until or self.now
+            if each.claim != claim or lasts_until <= self.now + timedelta(seconds=LEASE_S / 2):
+                each.claim, each.claimed_until = claim, self.now + timedelta(seconds=LEASE_S)
 
     @rule(seconds=st.sampled_from([1, 5, 10]))
     def wait(self, seconds: int) -> None:

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Dataset", "Subset"]
+__all__ = ["Dataset", "StoredImages", "Subset"]
+
+
+class StoredImages(Protocol):
+    """All images of a split, (M, size, size, 3) RGB, of which only those asked for are read."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: NDArray[np.int64], /) -> NDArray[np.uint8]: ...
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Subset:
-    """Some rows of a memory-mapped array of images, in ascending order; indexing reads only what is asked for."""
+    """Some rows of the images of a split, in ascending order; indexing reads only what is asked for."""
 
-    array: NDArray[np.uint8] = field(repr=False)  # all images of the split on disk, (M, size, size, 3) RGB
+    array: StoredImages = field(repr=False)
     sample_ids: NDArray[np.int64] = field(repr=False)  # the rows of `array` that belong to this subset
     labels: NDArray[np.int64] | None = field(repr=False)  # aligned with sample_ids
 
@@ -32,8 +41,8 @@ class Subset:
 
     @property
     def images(self) -> NDArray[np.uint8]:
-        """Return all images of the subset: the mapped array itself if it is whole, else a copy."""
-        return self.array if len(self) == len(self.array) else self[:]
+        """Return all images of the subset, in memory."""
+        return self[:]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -1,14 +1,17 @@
-"""Files of a data set: listed without following links, and told apart by size and time."""
+"""Files of a data set: listed without following links, told apart by size and time, and written whole."""
 
 from __future__ import annotations
 
 import os
+import re
+import secrets
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from trainer.errors import DataError
 
-__all__ = ["file_facts", "walk"]
+__all__ = ["file_facts", "part_files", "walk", "whole_file"]
 
 
 def walk(folder: Path, *, root: Path) -> Iterator[str]:
@@ -34,3 +37,28 @@ def file_facts(root: Path, names: Iterable[str]) -> str:
     """Return name, size and modification time of each file, one a line."""
     facts = ((name, (root / name).stat()) for name in names)
     return "\n".join(f"{name} {fact.st_size} {fact.st_mtime_ns}" for name, fact in facts)
+
+
+def part_files(root: Path, *, suffix: str) -> dict[str, tuple[str, ...]]:
+    """Return the files of the parts "train" and "test", and of "" the others, in order of their names.
+
+    A path under `root` belongs to the part that it begins with: `train/0.tar`, `train-00000-of-00002.tar`.
+    """
+    parts: dict[str, list[str]] = {"train": [], "test": [], "": []}
+    for name in walk(root, root=root):
+        found = re.match(r"(train|test)(?![A-Za-z])", name) if name.endswith(suffix) else None
+        parts[found[1] if found else ""].append(name)
+    return {part: tuple(sorted(names)) for part, names in parts.items()}
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yield where to write a file that appears at `path` at the end, whole and on disk, or not at all."""
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        yield partial
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

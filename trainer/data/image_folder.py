@@ -7,7 +7,7 @@ the order of their names in `train/`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,16 +15,15 @@ from numpy.typing import NDArray
 
 from trainer.data.files import file_facts, walk
 from trainer.data.labels import check_class_sizes
-from trainer.data.pixels import read_image
-from trainer.data.source import BLOCK_SIZE, DatasetInfo, ImageBlocks, SourceSplit, SourceSplits
+from trainer.data.pixels import decoded_blocks
+from trainer.data.source import DatasetInfo, SourceSplit, SourceSplits
 from trainer.errors import DataError
 
-__all__ = ["ImageFolderSource"]
+__all__ = ["SUFFIXES", "ImageFolderSource"]
 
 SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"}
 )
-NUM_DECODERS = 4  # threads; Pillow decodes outside the interpreter's lock
 
 
 class ImageFolderSource:
@@ -96,7 +95,7 @@ class ImageFolderSource:
         labels = None
         if class_names is not None:
             labels = np.array([self._label(name, class_names) for name in names], np.int64)
-        return SourceSplit(num_images=len(names), blocks=self._blocks(names), labels=labels, names=names)
+        return SourceSplit(num_images=len(names), blocks=FileBlocks(self._root, names), labels=labels, names=names)
 
     def _label(self, name: str, class_names: tuple[str, ...]) -> int:
         split, folder, *rest = name.split("/")
@@ -106,13 +105,22 @@ class ImageFolderSource:
             raise DataError(f"{self._root.name}/{split}/{folder} is no class of train/", file=name)
         return class_names.index(folder)
 
-    def _blocks(self, names: tuple[str, ...]) -> ImageBlocks:
-        def blocks(image_size: int) -> Iterator[NDArray[np.uint8]]:
-            def read(name: str) -> NDArray[np.uint8]:
-                return read_image(self._root / name, image_size=image_size, shown_name=f"{self._root.name}/{name}")
 
-            with ThreadPoolExecutor(NUM_DECODERS) as pool:
-                for start in range(0, len(names), BLOCK_SIZE):
-                    yield np.stack(list(pool.map(read, names[start : start + BLOCK_SIZE])))
+@dataclass(frozen=True)
+class FileBlocks:
+    """Image files, decoded as they are asked for."""
 
-        return blocks
+    root: Path
+    names: tuple[str, ...]  # relative to the root
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, rows: slice) -> FileBlocks:
+        """Return some of them."""
+        return FileBlocks(self.root, self.names[rows])
+
+    def __call__(self, image_size: int) -> Iterator[NDArray[np.uint8]]:
+        """Yield all of them."""
+        files = ((f"{self.root.name}/{name}", self.root / name) for name in self.names)
+        return decoded_blocks(files, image_size=image_size)

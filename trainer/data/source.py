@@ -7,18 +7,28 @@ hands out its splits as blocks of square RGB images. Files of this package named
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["BLOCK_SIZE", "DatasetInfo", "ImageBlocks", "Source", "SourceSplit", "SourceSplits"]
+__all__ = ["BLOCK_SIZE", "DatasetInfo", "ImageBlocks", "Source", "SourceSplit", "SourceSplits", "Stored"]
 
 BLOCK_SIZE = 256  # images decoded at a time
 
-ImageBlocks = Callable[[int], Iterator[NDArray[np.uint8]]]  # image_size -> blocks, (b, size, size, 3)
+
+class ImageBlocks(Protocol):
+    """Images as they are stored, decoded as they are asked for; a part of them pickles without the rest."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: slice, /) -> ImageBlocks:
+        """Return some of them, in the same order."""
+
+    def __call__(self, image_size: int, /) -> Iterator[NDArray[np.uint8]]:
+        """Yield all of them in blocks, (b, image_size, image_size, 3)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,14 +69,18 @@ class SourceSplits:
     warnings: tuple[str, ...] = field(default=())
 
 
-class Source(Protocol):
+class Stored(Protocol):
     """One data set as it is stored. Methods raise DataError, naming the file or field at fault."""
-
-    def info(self) -> DatasetInfo:
-        """Return the catalogue entry, from counts and headers alone."""
 
     def fingerprint(self) -> str:
         """Return a word that changes when the stored data does: sizes, times, versions."""
 
     def open(self) -> SourceSplits:
         """Return the splits; labels are read and checked here, pixels as blocks are asked for."""
+
+
+class Source(Stored, Protocol):
+    """A data set that can be named in a spec."""
+
+    def info(self) -> DatasetInfo:
+        """Return the catalogue entry, from counts and headers alone."""

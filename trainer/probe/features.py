@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-__all__ = ["Images", "evaluating", "extract_features", "pixel_features"]
+__all__ = ["Images", "evaluating", "extract_features", "pixel_features", "pixel_pooling"]
+
+BLOCK_SIZE: Final = 512  # images read at a time
+MAX_PIXEL_BYTES: Final = 2**30  # of pixel features: up to here pixels are taken as they are
 
 
 class Images(Protocol):
@@ -26,7 +29,7 @@ def extract_features(
     encoder: nn.Module,
     images_MHWC: Images,
     *,
-    batch_size: int = 512,
+    batch_size: int = BLOCK_SIZE,
     device: torch.device | str = "cpu",
     autocast_dtype: torch.dtype | None = None,
     channels_last: bool = True,
@@ -78,7 +81,33 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             part.training = was_training
 
 
-def pixel_features(images_MHWC: Images) -> NDArray[np.float32]:
-    """Return raw pixels in 0..1 as features, (M, H W C): the baseline that every encoder has to beat."""
-    images = images_MHWC[:]
-    return images.reshape(len(images), -1).astype(np.float32) / np.float32(255)
+def pixel_features(images_MHWC: Images, *, pooling: int = 1) -> NDArray[np.float32]:
+    """Return raw pixels in 0..1 as features: the baseline that every encoder has to beat.
+
+    Args:
+        images_MHWC: uint8 RGB, (M, H, W, 3).
+        pooling: Side of the squares of pixels that are averaged into one, P; what they do not fill is cut off.
+
+    Returns:
+        (M, H/P W/P 3) float32.
+    """
+    blocks = []
+    for start in range(0, len(images_MHWC), BLOCK_SIZE):
+        images = images_MHWC[start : min(start + BLOCK_SIZE, len(images_MHWC))]
+        pixels = _pooled(images, pooling) if pooling > 1 else images.astype(np.float32)
+        blocks.append(pixels.reshape(len(images), -1) / np.float32(255))
+    return np.concatenate(blocks) if blocks else np.zeros((0, 0), np.float32)
+
+
+def pixel_pooling(num_images: int, image_size: int) -> int:
+    """Return the least pooling with which the pixel features of so many images take at most MAX_PIXEL_BYTES."""
+    most_values = MAX_PIXEL_BYTES // (4 * 3 * max(num_images, 1))
+    return next((side for side in range(1, image_size) if (image_size // side) ** 2 <= most_values), image_size)
+
+
+def _pooled(images_BHWC: NDArray[np.uint8], side: int) -> NDArray[np.float32]:
+    count, height, width, channels = len(images_BHWC), *(size // side for size in images_BHWC.shape[1:3]), 3
+    whole = images_BHWC[:, : height * side, : width * side]
+    squares = whole.reshape(count, height, side, width, side, channels)
+    means: NDArray[np.float32] = squares.mean(axis=(2, 4), dtype=np.float32)
+    return means

@@ -12,11 +12,12 @@ from tune_spaces.spec import SweepSpec
 __all__ = ["best_trial", "end_of"]
 
 
-def end_of(sweep: SweepSpec, rows: list[TrialRow]) -> JobEnd:
-    """Return how a sweep whose trials have all ended came out."""
+def end_of(sweep: SweepSpec, rows: list[TrialRow], *, limit: str | None = None) -> JobEnd:
+    """Return how a sweep whose trials have all ended came out; `limit` is what left some out, in words."""
     best = best_trial(sweep, rows)
+    reached = {"code": "limit_reached", "message": limit, "retryable": False} if limit else None
     if best is not None:
-        return JobEnd(state="succeeded", best=best)
+        return JobEnd(state="succeeded", best=best, reason=reached)
     failed = [row for row in rows if row.state == "failed"]
     if len(failed) == len(rows):
         cause = (failed[0].reason or {}) if failed else {}
@@ -24,6 +25,9 @@ def end_of(sweep: SweepSpec, rows: list[TrialRow]) -> JobEnd:
             f"all {len(rows)} trials failed; {failed[0].id if failed else 'none'}: {cause.get('message', 'unknown')}"
         )
         reason = {"code": "all_trials_failed", "message": message, "retryable": False, "cause": dict(cause)}
+    elif reached:
+        message = f"{limit}, and none of the others has a finite {sweep.metric} at its end"
+        reason = {**reached, "message": message}
     else:
         message = f"no trial that ran to its end has a finite {sweep.metric}"
         reason = {"code": "no_best_trial", "message": message, "retryable": False}

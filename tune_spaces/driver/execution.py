@@ -23,6 +23,7 @@ from trainer.context import JobDocument, TrialContext
 from trainer.errors import Stopped, TrainerError
 from trainer.launch import run_trial, run_trial_in_process
 from trainer.spec import PretrainSpec
+from tune_spaces.driver.budget import EpochWatch
 from tune_spaces.driver.capacity import DRIVER_CPUS, is_alone, num_concurrent, trial_resources
 from tune_spaces.driver.outcome import Outcome
 from tune_spaces.driver.referee import AskReferee, Referee
@@ -50,10 +51,12 @@ def run_trials(
 ) -> None:
     """Run trials on Ray Tune, as `tune_spaces.driver.outcome.RunTrials` says."""
     if not ray.is_initialized():
-        ray.init(address="auto", log_to_driver=True)
+        ray.init(log_to_driver=True)
     concurrent = _concurrency(sweep, supply, num_trials)
     logger.info("%d trials to run, %d at a time", num_trials, concurrent)
-    trainable = tune.with_parameters(_run_one, referee=_referee(sweep, document, supply))
+    trainable = tune.with_parameters(
+        _run_one, referee=_referee(sweep, document, supply), counts_images=sweep.limits.max_images is not None
+    )
     tuner = tune.Tuner(
         tune.with_resources(trainable, _requested),
         tune_config=tune.TuneConfig(
@@ -92,12 +95,17 @@ def _requested(config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
 # --- inside a trial's process ---------------------------------------------------------------------
 
 
-def _run_one(config: dict[str, Any], *, referee: Any) -> dict[str, Any]:
+def _run_one(config: dict[str, Any], *, referee: Any, counts_images: bool) -> dict[str, Any]:
     """Run one trial and return how it ended; raise what another start may mend."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     spec = PretrainSpec.model_validate_json(config["spec"])
     context = TrialContext.model_validate_json(config["context"])
-    on_epoch = AskReferee(referee=referee, trial=context.trial_id, epochs=spec.epochs) if referee else None
+    on_epoch = EpochWatch(
+        context=context,
+        batch_size=spec.batch_size,
+        counts_images=counts_images,
+        referee=AskReferee(referee=referee, trial=context.trial_id, epochs=spec.epochs) if referee else None,
+    )
     run = run_trial
     if is_alone(spec):
         import torch

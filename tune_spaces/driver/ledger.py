@@ -51,6 +51,14 @@ class Ledger:
         row = self.rows.get(trial_id)
         return row is not None and row.state in DONE
 
+    def is_owner(self) -> bool:
+        """Return whether no newer driver owns the sweep."""
+        try:
+            self._fence.check()
+        except Superseded as error:
+            self.superseded = error
+        return self.superseded is None
+
     def start(self, trial_id: str) -> None:
         """Enter that a trial runs."""
         self._change(trial_id, state="running", attempt=self._document.attempt)
@@ -71,6 +79,12 @@ class Ledger:
     def fail(self, trial_id: str, reason: dict[str, Any]) -> None:
         """Enter what made a trial fail."""
         self._change(trial_id, state="failed", reason=reason, attempt=self._document.attempt)
+
+    def leave_out(self, reason: dict[str, Any]) -> None:
+        """Enter why what has not ended will not be run."""
+        for trial_id, row in self.rows.items():
+            if row.state not in DONE:
+                self.rows[trial_id] = replace(row, state="cancelled", reason=reason)
 
     def stop(self, kind: str) -> None:
         """Enter that the owner stopped the sweep: cancelled for good, or pending until it is resumed."""

@@ -9,6 +9,7 @@ import json
 import math
 from collections import deque
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 
 from trainer.trial_table import TrialRow
@@ -30,7 +31,7 @@ class TrialSupply(Protocol):
         """Return the trials that are known by now, in order."""
 
     def take(self) -> PlannedTrial | None:
-        """Return the next trial that has not ended; None when there is none."""
+        """Return the next trial that has not ended; None when there is none, or `limits.max_trials` are taken."""
 
     def tell(self, trial_id: str, value: float | None) -> None:
         """Learn what a trial came to; None for one without a value."""
@@ -52,7 +53,8 @@ class ListedSupply:
 
     def __init__(self, sweep: SweepSpec, done: frozenset[str]) -> None:
         self._trials = tuple(planned_trials(sweep))
-        self._left = deque(trial for trial in self._trials if trial.id not in done)
+        allowed = islice(self._trials, sweep.limits.max_trials)
+        self._left = deque(trial for trial in allowed if trial.id not in done)
 
     def known(self) -> tuple[PlannedTrial, ...]:
         return self._trials
@@ -101,7 +103,8 @@ class SuggestedSupply:
         return self._trials
 
     def take(self) -> PlannedTrial | None:
-        if not self._left and len(self._asked) < self._sweep.num_samples:
+        most = min(self._sweep.num_samples, self._sweep.limits.max_trials // len(self._sweep.seeds))
+        if not self._left and len(self._asked) < most:
             self._left.extend(self._ask())
         return self._left.popleft() if self._left else None
 

@@ -14,11 +14,11 @@ from trainer.context import JobDocument, ParentTrial, TrialContext, experiment_k
 from trainer.errors import Stopped
 from trainer.job import JobEnd
 from trainer.launch import finished_trial
-from trainer.model_registry import BestEncoder
+from trainer.mlflow_runs import RunDescription, flatten
 from trainer.parent_run import ParentRun
 from trainer.storage import BlobMissing, Storage
-from trainer.tracking import RunDescription, flatten
 from trainer.trial_table import TrialRow, read_trial_table
+from tune_spaces.driver.budget import Budget
 from tune_spaces.driver.ending import end_of
 from tune_spaces.driver.last_values import last_values
 from tune_spaces.driver.ledger import DONE, Ledger
@@ -48,14 +48,14 @@ def run_sweep(document: JobDocument, storage: Storage, *, run_trials: RunTrials 
         StorageUnavailable: If the trial table cannot be written.
     """
     sweep = complete(SweepSpec.model_validate(document.spec))
-    with ParentRun(document.mlflow_uri, document.experiment_id, _describe(document, sweep)) as parent_run:
+    with ParentRun(document, storage, _describe(document, sweep)) as parent_run:
         driver = SweepDriver(sweep, document, storage)
+        parent_run.begin()
         driver.run(run_trials)
         rows = list(driver.ledger.rows.values())
-        end = end_of(sweep, rows)
-        if end.best is not None and (encoder := driver.encoder(end.best["trial"])) is not None:
-            parent_run.best_encoder(encoder)
-        parent_run.artifacts(_report(sweep, document, storage, rows))
+        end = end_of(sweep, rows, limit=driver.limit)
+        best_trial = end.best["trial"] if end.best is not None else None
+        parent_run.products(artifacts=_report(sweep, document, storage, rows, driver.limit), best_trial=best_trial)
     return end
 
 
@@ -67,6 +67,10 @@ class SweepDriver:
         self.document = document
         self.storage = storage
         self.ledger = Ledger(document, storage)
+        self.budget = Budget(
+            sweep.limits, storage, document.experiment_id, running=self._running, is_owner=self.ledger.is_owner
+        )
+        self.limit: str | None = None  # that ended the sweep before its trials, in words
         self._adopt_parent()
         self.supply: TrialSupply = open_supply(sweep, self.ledger.rows, self._settle_finished())
         self.ledger.plan(self.supply.known())
@@ -74,17 +78,19 @@ class SweepDriver:
     def run(self, run_trials: RunTrials | None = None) -> None:
         """Run the trials that have not ended, and raise if they still have not."""
         left = self._num_left()
-        if left:
-            (run_trials or _on_ray())(
-                self.sweep,
-                self.document,
-                self.supply,
-                num_trials=left,
-                contexts=self.context,
-                on_start=self._start,
-                on_end=self._end,
-                should_end=lambda: self.ledger.superseded is not None or self._stop_wish() is not None,
-            )
+        if left and self.budget.reached is None:
+            with self.budget:
+                (run_trials or _on_ray())(
+                    self.sweep,
+                    self.document,
+                    self.supply,
+                    num_trials=left,
+                    contexts=self.context,
+                    on_start=self._start,
+                    on_end=self._end,
+                    should_end=self._should_end,
+                )
+        self._end_by_limit()
         left, kind = self._num_left(), self._stop_wish()
         if left and kind is not None:
             self.ledger.stop(kind)
@@ -93,6 +99,16 @@ class SweepDriver:
         if left:
             raise SweepInterrupted(f"the driver was interrupted with {left} trials left", trials_left=left)
 
+    def _end_by_limit(self) -> None:
+        """Leave out what a limit forbids to run. A cancel that the service sends at the same limit changes nothing."""
+        total, most = self._num_planned(), self.sweep.limits.max_trials
+        reached = self.budget.reached
+        if reached is None and total > most and self._num_left() == total - most:
+            reached = f"limits.max_trials = {most} were run"
+        if reached is not None and (left := self._num_left()):
+            self.limit = f"{reached}: {left} of {total} trials were left out"
+            self.ledger.leave_out({"code": "limit_reached", "message": reached, "retryable": False})
+
     def context(self, trial_id: str) -> TrialContext:
         """Return the context of a trial; one that continues another sweep starts from its namesake."""
         parent = self.document.parent
@@ -100,23 +116,13 @@ class SweepDriver:
         own = ParentTrial(experiment_id=parent.experiment_id, trial_id=trial_id) if parent else None
         return context.model_copy(update={"parent": own})
 
-    def encoder(self, trial_id: str) -> BestEncoder | None:
-        """Return the encoder of a finished trial as MLflow knows it; None if it has not all of its files."""
-        result = finished_trial(self.context(trial_id))
-        if result is None or result.mlflow_run_id is None or not result.marker.get("is_recorded"):
-            logger.info("the encoder of %s is not registered: MLflow does not have all of it", trial_id)
-            return None
-        return BestEncoder(
-            experiment_id=self.document.experiment_id,
-            experiment_name=self.document.name,
-            trial_id=trial_id,
-            mlflow_run_id=result.mlflow_run_id,
-            bundle_sha256=result.marker["bundle_sha256"],
-        )
+    def _num_planned(self) -> int:
+        return self.sweep.num_trials_searched() if self.sweep.search == "optuna" else len(list(self.supply.known()))
 
     def _num_left(self) -> int:
-        total = self.sweep.num_trials_searched() if self.sweep.search == "optuna" else len(list(self.supply.known()))
-        return total - sum(row.state in DONE for row in self.ledger.rows.values())
+        if self.limit is not None:
+            return 0  # the others have been left out
+        return self._num_planned() - sum(row.state in DONE for row in self.ledger.rows.values())
 
     # --- what earlier attempts and a continued sweep have done ------------------------------------
 
@@ -168,6 +174,12 @@ class SweepDriver:
         self.ledger.start(trial_id)
         logger.info("trial %s starts: %s", trial_id, dict(self.ledger.rows[trial_id].params))
 
+    def _should_end(self) -> bool:
+        return self.ledger.superseded is not None or self.budget.reached is not None or self._stop_wish() is not None
+
+    def _running(self) -> list[str]:
+        return [row.id for row in list(self.ledger.rows.values()) if row.state == "running"]
+
     def _end(self, outcome: Outcome) -> None:
         trial_id = outcome.trial
         if outcome.state == "stopped":
@@ -176,9 +188,17 @@ class SweepDriver:
             reason = outcome.reason or {"code": "no_marker", "message": "it ended without a marker", "retryable": True}
             self.ledger.fail(trial_id, reason)
         row = self.ledger.rows[trial_id]
+        if row.state == "succeeded":
+            self._count_last_epoch(trial_id)
         logger.info("trial %s %s: %s", trial_id, row.state, row.best or row.reason)
         value = row.best["value"] if row.best is not None and row.state == "succeeded" else None
         self.supply.tell(trial_id, value)
+
+    def _count_last_epoch(self, trial_id: str) -> None:
+        spec = next(trial.spec for trial in self.supply.known() if trial.id == trial_id)
+        result = finished_trial(self.context(trial_id))
+        if result is not None:
+            self.budget.add_last_epoch(trial_id, result.step // spec.epochs * spec.batch_size)
 
     def _stop_wish(self) -> str | None:
         """Return pause or cancel if the owner asked this attempt for it."""
@@ -211,7 +231,9 @@ def _describe(document: JobDocument, sweep: SweepSpec) -> RunDescription:
     )
 
 
-def _report(sweep: SweepSpec, document: JobDocument, storage: Storage, rows: list[TrialRow]) -> Mapping[str, bytes]:
+def _report(
+    sweep: SweepSpec, document: JobDocument, storage: Storage, rows: list[TrialRow], limit: str | None
+) -> Mapping[str, str]:
     from tune_spaces.reports.publication import publish_report  # matplotlib, which no trial waits for
 
-    return publish_report(sweep, document, storage, rows)
+    return publish_report(sweep, document, storage, rows, limit=limit)

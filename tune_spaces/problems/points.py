@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
@@ -17,12 +17,12 @@ __all__ = ["point_problems"]
 MAX_REPORTED = 50
 
 
-def point_problems(sweep: SweepSpec, *, num_images: int | None) -> list[SpecProblem]:
+def point_problems(sweep: SweepSpec, *, num_images: Callable[[PretrainSpec], int] | None) -> list[SpecProblem]:
     """Return what is impossible at the points of a complete sweep, once for each value it rests on."""
     found: dict[tuple[str, str], SpecProblem] = {}
     for point in _points(sweep):
         spec = PretrainSpec.model_validate(apply_overrides(sweep.base, point))
-        for problem in (*spec_problems(spec), *_data_problems(spec, num_images)):
+        for problem in (*spec_problems(spec), *_data_problems(spec, num_images(spec) if num_images else None)):
             placed = _placed(problem, point, sweep.axes())
             found.setdefault((placed.pointer, placed.code), placed)
         if len(found) >= MAX_REPORTED:

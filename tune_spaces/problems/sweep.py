@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
@@ -22,14 +22,14 @@ _STAND_IN: Mapping[str, Any] = {"data": {"dataset": "stand-in"}}
 
 
 def sweep_problems(
-    sweep: SweepSpec, *, has_labels: bool | None = None, num_images: int | None = None
+    sweep: SweepSpec, *, has_labels: bool | None = None, num_images: Callable[[PretrainSpec], int] | None = None
 ) -> list[SpecProblem]:
     """Return everything that is wrong with a sweep, [] if it can run; pointers are into the sweep spec.
 
     Args:
         sweep: As asked.
         has_labels: Whether the base's data set has labels; None: not known, not judged.
-        num_images: How many images an epoch draws from; None: not known, not judged.
+        num_images: Returns how many images an epoch of a trial draws from; None: not known, not judged.
     """
     if sweep.study is not None and get_study(sweep.study) is None:
         return [_study_unknown(sweep.study)]

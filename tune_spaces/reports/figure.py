@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from tune_spaces.reports.estimate import Estimate
-from tune_spaces.reports.report import FigureData
+from tune_spaces.reports.figure_data import FigureData
 
 __all__ = ["draw_figure", "draw_histograms"]
 

@@ -20,19 +20,23 @@ logger = logging.getLogger(__name__)
 
 
 def publish_report(
-    sweep: SweepSpec, document: JobDocument, storage: Storage, rows: Sequence[TrialRow]
-) -> dict[str, bytes]:
-    """Write the report in every form and return it as artifacts; a sweep outlives a failed one."""
+    sweep: SweepSpec, document: JobDocument, storage: Storage, rows: Sequence[TrialRow], *, limit: str | None = None
+) -> dict[str, str]:
+    """Write the report in every form and return MLflow path -> storage key; a sweep outlives a failed one.
+
+    `limit` is what ended the sweep before all trials had run, in words.
+    """
+    keys: dict[str, str] = {}
     try:
         analysis = _analyse(sweep, document)
-        report = build_report(sweep, rows, name=document.name, analysis=analysis)
-        forms = render_report(report)
-        for name, data in forms.items():
-            storage.write(experiment_key(document.experiment_id, name), data)
+        report = build_report(sweep, rows, name=document.name, limit=limit, analysis=analysis)
+        for name, data in render_report(report).items():
+            key = experiment_key(document.experiment_id, name)
+            storage.write(key, data)
+            keys[f"report/{name}"] = key
     except Exception:  # the trials are done and their encoders are there: a report is not worth them
         logger.exception("the report could not be written")
-        return {}
-    return {f"report/{name}": data for name, data in forms.items()}
+    return keys
 
 
 def _analyse(sweep: SweepSpec, document: JobDocument) -> dict[str, Any] | None:

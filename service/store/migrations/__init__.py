@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -62,16 +63,29 @@ def upgrade(database_address: str, revision: str = "head") -> None:
 
 
 def downgrade(database_address: str, revision: str) -> None:
-    """Take a database back to `revision` (`base`: to nothing). Raises as `upgrade` does."""
-    _run(command.downgrade, database_address, revision)
+    """Take a database back to an older `revision`, with all that its tables can hold (`base`: to nothing).
+
+    Raises:
+        SettingsError: If the database is of a newer version, or none that `revision` came before.
+        StoreUnavailable: If it cannot be reached.
+    """
+    _run(command.downgrade, database_address, revision, check=partial(_require_older, revision=revision))
 
 
-def _run(verb: Callable[[Config, str], None], database_address: str, revision: str) -> None:
+def _run(
+    verb: Callable[[Config, str], None],
+    database_address: str,
+    revision: str,
+    *,
+    check: Callable[[str | None], None] = lambda _: None,
+) -> None:
     _make_folder(database_address)
     with _connection(database_address) as connection:
         if connection.dialect.name == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _UPGRADE_LOCK})
-        _require_known(_revision(connection))
+        found = _revision(connection)
+        _require_known(found)
+        check(found)
         config = _config()
         config.attributes["connection"] = connection
         verb(config, revision)
@@ -99,9 +113,19 @@ def _require_known(revision: str | None) -> None:
     known = {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
     if revision is not None and revision not in known:
         raise SettingsError(
-            f"The database is at revision {revision}, which is newer than this version knows ({head()}): "
-            "run the service that upgraded it, or restore a backup.",
+            f"The database is at revision {revision}, which is newer than this version knows ({head()}): run the "
+            f"version that upgraded it, or take it back with that one's `simclr db downgrade {head()}`.",
             revision=revision,
+        )
+
+
+def _require_older(found: str | None, *, revision: str) -> None:
+    scripts = ScriptDirectory.from_config(_config())
+    older = [script.revision for script in scripts.iterate_revisions(found, "base")][1:] if found else []
+    if revision not in (*older, "base"):
+        raise SettingsError(
+            f"The database is at revision {found or 'none'}, which goes back to {' or '.join(older) or 'none'}.",
+            revision=found,
         )
 
 

@@ -105,7 +105,7 @@ def test_help_loads_nothing_heavy() -> None:
 def test_every_command_of_the_contract_is_there_and_speaks_json() -> None:
     commands = "demo serve stop submit list show watch cancel pause resume reproduce compare encoder studies datasets"
 
-    for words in (*([name] for name in commands.split()), ["token", "create"], ["db", "upgrade"]):
+    for words in (*([name] for name in commands.split()), ["token", "create"], ["db", "upgrade"], ["db", "downgrade"]):
         result = simclr(*words, "--help")
         assert result.exit_code == 0, words
         assert "--json" in result.output, words
@@ -227,3 +227,12 @@ def test_a_setting_that_is_none_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
 
     assert result.exit_code == 2
     assert "SIMCLR_PORT" in result.stderr
+
+
+def test_data_sets_are_shown_with_the_word_or_without(service: Service) -> None:
+    service.answers["GET /datasets"] = (200, {"items": [{"name": "digits"}], "next_page_token": ""})
+    service.answers["GET /datasets/digits"] = (200, {"name": "digits"})
+
+    for words in ([], ["show"]):
+        assert json.loads(simclr("datasets", *words, "--json").stdout) == [{"name": "digits"}]
+        assert json.loads(simclr("datasets", *words, "digits", "--json").stdout) == {"name": "digits"}

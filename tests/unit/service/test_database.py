@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 from sqlalchemy.exc import IntegrityError
 
 from service.errors import SettingsError, StoreUnavailable
@@ -28,7 +28,7 @@ def used(address: str, use: Use, *, wait_s: float = 1.0) -> Any:
             return await use(database)
         finally:
             await database.close()
-            of_connections = {each for each in set(threading.enumerate()) - before if "_connection_worker" in each.name}
+            of_connections = {each for each in set(threading.enumerate()) - before if each.name.startswith("database")}
             for thread in of_connections:
                 await asyncio.to_thread(thread.join, 10)
                 assert not thread.is_alive()
@@ -38,25 +38,32 @@ def used(address: str, use: Use, *, wait_s: float = 1.0) -> Any:
 
 @pytest.fixture
 def address(tmp_path: Path) -> str:
-    address = f"sqlite+aiosqlite:///{tmp_path / 'simclr.db'}"
+    address = f"sqlite:///{tmp_path / 'simclr.db'}"
 
-    async def fill(database: Database) -> None:
-        async with database.write() as connection:
-            await connection.execute(text("CREATE TABLE parents (id TEXT PRIMARY KEY)"))
-            await connection.execute(text("CREATE TABLE children (parent TEXT REFERENCES parents (id))"))
+    def fill(connection: Connection) -> None:
+        connection.execute(text("CREATE TABLE parents (id TEXT PRIMARY KEY)"))
+        connection.execute(text("CREATE TABLE children (parent TEXT REFERENCES parents (id))"))
 
-    used(address, fill)
+    used(address, lambda database: database.write(fill))
     return address
 
 
-async def count(database: Database, table: str = "parents") -> int:
-    async with database.read() as connection:
-        return int((await connection.execute(text(f"SELECT count(*) FROM {table}"))).scalar_one())  # noqa: S608 - our own name
+def insert(connection: Connection, *ids: str) -> None:
+    for each in ids:
+        connection.execute(text("INSERT INTO parents VALUES (:id)"), {"id": each})
+
+
+def counted(connection: Connection) -> int:
+    return int(connection.execute(text("SELECT count(*) FROM parents")).scalar_one())
+
+
+async def count(database: Database) -> int:
+    return await database.read(counted)
 
 
 @pytest.mark.parametrize(
     "address",
-    ["nonsense hunter2", "mysql+aiomysql://ada:hunter2@host/db", "sqlite+aiosqlite://", "sqlite+aiosqlite:///:memory:"],
+    ["nonsense hunter2", "mysql+aiomysql://ada:hunter2@host/db", "sqlite://", "sqlite:///:memory:"],
 )
 def test_an_address_of_no_use_is_refused_without_its_secrets(address: str) -> None:
     with pytest.raises(SettingsError, match="SIMCLR_DATABASE_URL") as error:
@@ -76,18 +83,21 @@ def test_a_file_that_is_no_database_is_unavailable(tmp_path: Path, content: byte
     path = tmp_path / "simclr.db"
     path.mkdir() if content is None else path.write_bytes(content)
     with pytest.raises(StoreUnavailable):
-        used(f"sqlite+aiosqlite:///{path}", count)
+        used(f"sqlite:///{path}", count)
 
 
 def test_a_full_disk_is_unavailable_and_what_was_stored_stays(address: str) -> None:
+    def fill(connection: Connection) -> None:
+        insert(connection, "a")
+        num_pages = connection.execute(text("PRAGMA page_count")).scalar_one()
+        connection.execute(text(f"PRAGMA max_page_count = {num_pages}"))
+
     async def use(database: Database) -> int:
-        async with database.write() as connection:
-            await connection.execute(text("INSERT INTO parents VALUES ('a')"))
-            num_pages = (await connection.execute(text("PRAGMA page_count"))).scalar_one()
-            await connection.execute(text(f"PRAGMA max_page_count = {num_pages}"))
+        await database.write(fill)
         with pytest.raises(StoreUnavailable):
-            async with database.write() as connection:
-                await connection.execute(text("INSERT INTO parents VALUES (zeroblob(1000000))"))
+            await database.write(
+                lambda connection: connection.execute(text("INSERT INTO parents VALUES (zeroblob(1000000))"))
+            )
         return await count(database)
 
     assert used(address, use) == 1
@@ -95,42 +105,33 @@ def test_a_full_disk_is_unavailable_and_what_was_stored_stays(address: str) -> N
 
 def test_an_error_undoes_the_transaction_and_passes_as_it_is(address: str) -> None:
     async def use(database: Database) -> int:
-        with pytest.raises(IntegrityError):  # noqa: PT012 - the first statement is what must be undone
-            async with database.write() as connection:
-                await connection.execute(text("INSERT INTO parents VALUES ('a')"))
-                await connection.execute(text("INSERT INTO parents VALUES ('a')"))
+        with pytest.raises(IntegrityError):
+            await database.write(insert, "a", "a")
         return await count(database)
 
     assert used(address, use) == 0
 
 
 def test_foreign_keys_hold(address: str) -> None:
-    async def use(database: Database) -> None:
-        async with database.write() as connection:
-            await connection.execute(text("INSERT INTO children VALUES ('nobody')"))
-
+    orphan = text("INSERT INTO children VALUES ('nobody')")
     with pytest.raises(IntegrityError):
-        used(address, use)
+        used(address, lambda database: database.write(lambda connection: connection.execute(orphan)))
 
 
 def test_commits_are_synced_to_disk_in_a_log_beside_the_file(address: str) -> None:
-    async def use(database: Database) -> tuple[Any, Any]:
-        async with database.write() as connection:
-            journal = (await connection.execute(text("PRAGMA journal_mode"))).scalar_one()
-            synchronous = (await connection.execute(text("PRAGMA synchronous"))).scalar_one()
-        return journal, synchronous
+    def pragmas(connection: Connection) -> tuple[Any, Any]:
+        journal = connection.execute(text("PRAGMA journal_mode")).scalar_one()
+        return journal, connection.execute(text("PRAGMA synchronous")).scalar_one()
 
-    assert used(address, use) == ("wal", 2)
+    assert used(address, lambda database: database.write(pragmas)) == ("wal", 2)
 
 
 def test_writers_queue_where_others_would_find_the_file_locked(address: str) -> None:
-    async def write(database: Database, number: int) -> None:
-        async with database.write() as connection:
-            known = (await connection.execute(text("SELECT count(*) FROM parents"))).scalar_one()
-            await connection.execute(text("INSERT INTO parents VALUES (:id)"), {"id": f"{known}"})
+    def write(connection: Connection) -> None:
+        insert(connection, str(counted(connection)))
 
     async def use(database: Database) -> int:
-        await asyncio.gather(*(write(database, number) for number in range(40)))
+        await asyncio.gather(*(database.write(write) for _ in range(40)))
         return await count(database)
 
     assert used(address, use) == 40
@@ -138,22 +139,43 @@ def test_writers_queue_where_others_would_find_the_file_locked(address: str) -> 
 
 def test_a_reader_sees_one_moment_and_never_waits_for_a_writer(address: str) -> None:
     async def use(database: Database) -> None:
-        async with database.read() as reader:
-            before = (await reader.execute(text("SELECT count(*) FROM parents"))).scalar_one()
-            async with database.write() as writer:
-                await writer.execute(text("INSERT INTO parents VALUES ('a')"))
+        with database.readers.engine.begin() as reader:
+            before = counted(reader)
+            with database.writers.engine.begin() as writer:
+                insert(writer, "a")
                 assert await count(database) == 0
-            assert (await reader.execute(text("SELECT count(*) FROM parents"))).scalar_one() == before
+            assert counted(reader) == before
         assert await count(database) == 1
 
     used(address, use)
 
 
 def test_a_writer_who_waits_too_long_for_the_others_is_told(address: str) -> None:
+    is_over = threading.Event()
+
     async def use(database: Database) -> None:
-        async with database.write():
-            with pytest.raises(StoreUnavailable):
-                async with database.write():
-                    pass
+        first = asyncio.create_task(database.write(lambda _: is_over.wait(10)))
+        await asyncio.sleep(0)  # it is served before the next one asks
+        with pytest.raises(StoreUnavailable):
+            await database.write(insert, "a")
+        is_over.set()
+        await first
 
     used(address, use, wait_s=0.05)
+
+
+def test_a_caller_who_leaves_keeps_nobody_waiting(address: str) -> None:
+    is_over = threading.Event()
+
+    async def use(database: Database) -> int:
+        first = asyncio.create_task(database.write(lambda _: is_over.wait(10)))
+        await asyncio.sleep(0)
+        later = [asyncio.create_task(database.write(insert, each)) for each in "ab"]
+        await asyncio.sleep(0)
+        first.cancel()
+        later[0].cancel()
+        is_over.set()
+        await asyncio.wait([first, *later])
+        return await count(database)
+
+    assert used(address, use) == 1

@@ -21,7 +21,7 @@ from service.store import migrations
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.crash import Crash
 from trainer.context import JobDocument, experiment_key
-from trainer.unrecorded import unrecorded_trials
+from trainer.unrecorded import unrecorded_runs
 
 pytestmark = pytest.mark.anyio
 
@@ -34,7 +34,7 @@ def anyio_backend() -> str:
 @pytest.fixture(scope="module")
 def database_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("store") / "template.db"
-    migrations.upgrade(f"sqlite+aiosqlite:///{path}")
+    migrations.upgrade(f"sqlite:///{path}")
     return path
 
 
@@ -398,9 +398,23 @@ async def test_what_mlflow_missed_of_an_ended_trial_is_sent_by_one_job(plane: Co
     plane.start_dispatcher()
     for _ in range(4):
         await plane.step(advance_s=6)
-    assert unrecorded_trials(plane.blobs, experiment_id) == []
+    assert unrecorded_runs(plane.blobs, experiment_id) == []
     assert await plane.condition(experiment_id, "mlflow_incomplete") == "false"
     assert [name for name in plane.cluster.jobs if "backfill" in name] == [f"{experiment_id}-a1-backfill-1"]
+
+
+async def test_what_mlflow_missed_of_a_failed_trial_is_sent_too(plane: ControlPlane) -> None:
+    experiment_id = await plane.submit("error")
+    await plane.step()
+    plane.tracking.is_down = True
+    await plane.step_until(experiment_id, State.FAILED)
+    assert unrecorded_runs(plane.blobs, experiment_id) == ["t0000"]
+    plane.tracking.is_down = False
+    for _ in range(4):
+        await plane.step(advance_s=6)
+    assert unrecorded_runs(plane.blobs, experiment_id) == []
+    assert [name for name in plane.cluster.jobs if "backfill" in name] == [f"{experiment_id}-a1-backfill-1"]
+    assert plane.blobs.list("service/open_runs/") == []
 
 
 async def test_a_backfill_that_never_succeeds_is_given_up_with_a_way_out(plane: ControlPlane) -> None:
@@ -415,7 +429,7 @@ async def test_a_backfill_that_never_succeeds_is_given_up_with_a_way_out(plane: 
         for name in [name for name in plane.cluster.jobs if "backfill" in name]:
             plane.clock.advance(6)
             await plane.cluster.observe(name)
-    assert unrecorded_trials(plane.blobs, experiment_id) == ["t0000"]
+    assert unrecorded_runs(plane.blobs, experiment_id) == ["t0000"]
     condition = next(
         item for item in (await plane.get(experiment_id)).conditions if item["type"] == "mlflow_incomplete"
     )

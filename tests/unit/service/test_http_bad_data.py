@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from tests.harness.http_app import assert_problem, http_app, pointers, pretrain_body
+from trainer.data.packing import pack, source_at
 
 pytestmark = pytest.mark.anyio
 
@@ -57,9 +59,16 @@ def strange_test_class(folder: Path) -> None:
     (train.parent / "cat").rename(train.parent / "test" / "cat")
 
 
+def cut_shard(folder: Path) -> None:
+    np.savez(folder / "plain.npz", **ARRAYS)
+    pack(source_at(folder / "plain.npz"), folder / "bad", image_size=SIDE, images_per_shard=30)
+    os.truncate(folder / "bad" / "train-00001.raw", 100)
+
+
 @pytest.mark.parametrize(
     ("write", "pointer", "said"),
     [
+        (cut_shard, "dataset", "bad/train-00001.raw is damaged: it has 100 bytes and should have 1920"),
         (arrays(train_images=ARRAYS["train_images"][:3], train_labels=LABELS[:3]), "dataset", "3 training images"),
         (arrays(train_labels=np.where(LABELS, 2, 0)), "dataset", "1 (0)"),
         (arrays(train_images=np.array([None] * 40, object)), "dataset", "train_images holds Python objects"),
@@ -70,6 +79,7 @@ def strange_test_class(folder: Path) -> None:
         (strange_test_class, "dataset", "test/cat is no class of train/"),
     ],
     ids=[
+        "shard cut short",
         *("too few images", "a class missing", "mixed sizes", "one dimension short", "array file cut short"),
         *("picture cut short", "empty class", "class of the test split alone"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -21,9 +22,10 @@ def sweep_body(**spec: Any) -> dict[str, Any]:
 
 
 async def ended(service: HttpApp, body: dict[str, Any]) -> str:
-    """Submit and cancel; return the path of its continuations."""
+    """Submit, come to a checkpoint and cancel; return the path of its continuations."""
     experiment_id = (await service.submit(body))["id"]
     await service.move(experiment_id, State.CANCELLED)
+    service.leave_checkpoint(experiment_id)
     return f"/experiments/{experiment_id}/continue"
 
 
@@ -46,6 +48,32 @@ async def test_a_job_is_told_the_trial_that_it_starts_from(
     child = (await service.http.post(url, json=more)).json()
 
     assert await parent_of_job(service, child["id"]) == ParentTrial(experiment_id=url.split("/")[2], trial_id="t0000")
+
+
+async def test_what_left_no_checkpoint_is_not_continued_and_the_way_out_is_one(service: HttpApp) -> None:
+    grandparent = (await ended(service, pretrain_body())).split("/")[2]
+    parent = (await service.http.post(f"/experiments/{grandparent}/continue", json={"epochs": 4})).json()["id"]
+    await service.move(parent, State.CANCELLED)
+
+    refused = await service.http.post(f"/experiments/{parent}/continue", json={"epochs": 6})
+
+    assert_problem(refused, 409, "checkpoint_missing")
+    assert parent in refused.json()["detail"]
+    assert f"continue {grandparent}" in refused.json()["detail"]
+    assert (await service.http.get("/experiments?state=queued")).json()["items"] == []
+    way_out = '{"overrides": {"epochs": 6}}'
+    assert way_out in refused.json()["detail"]
+    assert (await service.http.post(f"/experiments/{parent}/clone", json=json.loads(way_out))).status_code == 202
+
+
+async def test_nothing_is_continued_while_storage_cannot_say_from_where(service: HttpApp) -> None:
+    url = await ended(service, pretrain_body())
+    service.blobs.is_down = True
+
+    assert_problem(await service.http.post(url, json={"epochs": 4}), 503, "storage_unavailable")
+
+    service.blobs.is_down = False
+    assert (await service.http.post(url, json={"epochs": 4})).status_code == 202
 
 
 async def test_a_grid_has_all_its_points_and_says_what_to_do_instead(service: HttpApp) -> None:
@@ -93,6 +121,7 @@ async def test_a_key_replays_a_continuation_whatever_became_of_its_parent(servic
     parent = await service.submit()
     url, key = f"/experiments/{parent['id']}/continue", {"Idempotency-Key": "k"}
     await service.move(parent["id"], State.PAUSED)
+    service.leave_checkpoint(parent["id"])
     first = await service.http.post(url, json={"epochs": 4}, headers=key)
     await service.move(parent["id"], State.QUEUED)
 

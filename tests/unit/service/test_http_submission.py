@@ -297,6 +297,7 @@ async def test_a_continuation_links_to_the_checkpoint_it_starts_from(service: Ht
     wrong_kind = await service.http.post(f"/experiments/{parent['id']}/continue", json={"max_trials": 8})
     assert pointers(wrong_kind) == ["/epochs"]
 
+    service.leave_checkpoint(parent["id"])
     child = (await service.http.post(f"/experiments/{parent['id']}/continue", json={"epochs": 4})).json()
     assert child["parent"] == {"experiment_id": parent["id"], "relation": "continue", "trial_id": "t0000"}
     assert child["spec"]["epochs"] == 4

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
+from typer.testing import CliRunner
 
+from service.cli.app import app
 from service.errors import SettingsError, StoreUnavailable
 from service.store import SqlStore, migrations
 from service.store.database import blocking_engine
@@ -19,11 +21,11 @@ from service.store.tables import metadata
 
 @pytest.fixture
 def address(tmp_path: Path) -> str:
-    return f"sqlite+aiosqlite:///{tmp_path / 'new folder' / 'simclr 100%.db'}"
+    return f"sqlite:///{tmp_path / 'new folder' / 'simclr 100%.db'}"
 
 
 def file_of(address: str) -> str:
-    return address.removeprefix("sqlite+aiosqlite:///")
+    return address.removeprefix("sqlite:///")
 
 
 def set_revision(address: str, revision: str) -> None:
@@ -58,6 +60,26 @@ def test_a_downgrade_leaves_nothing_and_can_be_undone(address: str) -> None:
     connection.close()
     migrations.upgrade(address)
     migrations.check(address)
+
+
+@pytest.mark.parametrize("revision", ["9999", "-1", "0002"])
+def test_there_is_no_way_back_to_what_never_was_or_is_no_older(address: str, revision: str) -> None:
+    migrations.upgrade(address, "0002")
+    with pytest.raises(SettingsError, match="goes back to 0001"):
+        migrations.downgrade(address, revision)
+    assert migrations.current(address) == "0002"
+
+
+def test_the_command_line_goes_up_and_back_but_drops_nothing(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SIMCLR_DATABASE_URL", address)
+    for words, exit_code, revision in (
+        (["upgrade"], 0, migrations.head()),
+        (["downgrade", "0001"], 0, "0001"),
+        (["downgrade", "0001"], 2, "0001"),
+        (["downgrade", "base"], 2, "0001"),
+    ):
+        assert CliRunner().invoke(app, ["db", *words]).exit_code == exit_code
+        assert migrations.current(address) == revision
 
 
 def test_upgrades_at_once_make_one(address: str) -> None:
@@ -100,7 +122,7 @@ def test_opening_with_an_upgrade_asked_makes_the_database(address: str) -> None:
 def test_a_database_of_a_newer_version_is_refused_and_left_alone(address: str, *, upgrade: bool) -> None:
     migrations.upgrade(address)
     set_revision(address, "9999")
-    with pytest.raises(SettingsError, match="newer than this version"):
+    with pytest.raises(SettingsError, match=f"newer than this version.*simclr db downgrade {migrations.head()}"):
         asyncio.run(SqlStore.open(address, upgrade=upgrade))
     assert migrations.current(address) == "9999"
 

@@ -39,6 +39,12 @@ def test_a_completion_marker_of_a_failure_gives_its_reason() -> None:
     assert judged(complete={"state": "failed", "reason": reason}) == Ending(target=State.FAILED, reason=reason)
 
 
+def test_a_success_that_a_limit_cut_short_says_so() -> None:
+    reason = {"code": "limit_reached", "message": "limits.max_images = 10 was reached"}
+    complete = {**COMPLETE, "reason": reason}
+    assert judged(complete=complete) == Ending(target=State.SUCCEEDED, reason=reason)
+
+
 def test_a_cancel_is_obeyed_however_the_job_ended() -> None:
     for left in ({}, {"stopped": {"kind": "pause"}}, {"failure": FINAL}):
         assert judged(State.CANCELLING, **left).target is State.CANCELLED

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import socket
 import threading
 from collections.abc import Sequence
@@ -11,25 +12,31 @@ from typing import Any
 
 import pytest
 from mlflow import MlflowClient
-from mlflow.entities import Metric
+from mlflow.entities import Metric, Run
 
 from trainer.backfill import backfill
 from trainer.context import JobDocument, TrialContext, trial_key
 from trainer.fence import take_fence
+from trainer.mlflow_runs import MlflowRuns, RunDescription
 from trainer.outbox import Outbox, Point
 from trainer.scribe import Scribe
 from trainer.storage import open_storage
-from trainer.tracking import MlflowRuns, RunDescription
-from trainer.unrecorded import unrecorded_trials
+from trainer.unrecorded import unrecorded_runs
 
 pytestmark = pytest.mark.slow  # MLflow makes its database
 
 STEPS = 30
 
 
-def document(folder: Path, mlflow_uri: str | None) -> JobDocument:
+@pytest.fixture(scope="module")
+def mlflow_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return where two tests share a database of MLflow's, which takes seconds to make."""
+    return tmp_path_factory.mktemp("mlflow")
+
+
+def document(folder: Path, mlflow_uri: str | None, experiment_id: str = "exp_1") -> JobDocument:
     return JobDocument(
-        experiment_id="exp_1",
+        experiment_id=experiment_id,
         name="n",
         kind="pretrain",
         attempt=1,
@@ -40,16 +47,23 @@ def document(folder: Path, mlflow_uri: str | None) -> JobDocument:
     )
 
 
-def end_without_mlflow(job: JobDocument) -> None:
+def begin(job: JobDocument) -> Scribe:
     scribe = Scribe(job.trial_context("t0000", is_only_trial=True))
     scribe.begin(RunDescription(name="n/t0000", params={"epochs": "3"}, tags={"simclr.seed": "5"}))
     for step in range(1, STEPS + 1):
         scribe.metrics(step, {"loss": 1.0 / step})
+    return scribe
+
+
+def end_without_mlflow(job: JobDocument) -> None:
+    scribe = begin(job)
     scribe.artifact("encoder/encoder.json", b"{}")
     scribe.complete({"state": "succeeded", "step": STEPS}, drain_s=0.1)
 
 
-def test_an_ended_trial_is_recorded_when_mlflow_is_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_ended_trial_is_recorded_when_mlflow_is_back(
+    tmp_path: Path, mlflow_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with socket.create_server(("127.0.0.1", 0)) as black_hole:
@@ -57,15 +71,14 @@ def test_an_ended_trial_is_recorded_when_mlflow_is_back(tmp_path: Path, monkeypa
         end_without_mlflow(away)
         storage = open_storage(away.storage)
         assert backfill(away, drain_s=0.1) == ["t0000"]  # it is away still: nothing is lost by trying
-    monkeypatch.chdir(tmp_path)  # where MLflow keeps artifacts beside a database of its own
-    back = document(tmp_path, f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.chdir(mlflow_folder)  # where MLflow keeps artifacts beside a database of its own
+    back = document(tmp_path, f"sqlite:///{mlflow_folder}/mlflow.db")
     assert backfill(back) == []
-    assert unrecorded_trials(storage, "exp_1") == []
+    assert unrecorded_runs(storage, "exp_1") == []
     assert backfill(back) == []
 
     client = MlflowClient(str(back.mlflow_uri))
-    (mlflow_experiment,) = (one for one in client.search_experiments() if one.name == "simclr")
-    runs = {run.data.tags["simclr.role"]: run for run in client.search_runs([mlflow_experiment.experiment_id])}
+    runs = runs_of(client, "exp_1")
     assert runs.keys() == {"parent", "trial"}
     trial = runs["trial"]
     points = client.get_metric_history(trial.info.run_id, "loss")
@@ -74,6 +87,34 @@ def test_an_ended_trial_is_recorded_when_mlflow_is_back(tmp_path: Path, monkeypa
     assert trial.data.tags["simclr.seed"] == "5"
     assert trial.info.status == "FINISHED"
     assert [file.path for file in client.list_artifacts(trial.info.run_id, "encoder")] == ["encoder/encoder.json"]
+
+
+def runs_of(client: MlflowClient, experiment_id: str) -> dict[str, Run]:
+    (mlflow_experiment,) = (one for one in client.search_experiments() if one.name == "simclr")
+    ours = f"tags.`simclr.experiment_id` = '{experiment_id}'"
+    found = client.search_runs([mlflow_experiment.experiment_id], filter_string=ours)
+    return {run.data.tags["simclr.role"]: run for run in found}
+
+
+def test_the_last_numbers_of_a_failed_trial_are_sent_too_and_its_end_is_left_to_the_service(
+    tmp_path: Path, mlflow_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr("trainer.scribe.CLOSE_DRAIN_S", 0.1)
+    scribe = begin(document(tmp_path, "http://127.0.0.1:9", "exp_2"))
+    scribe.metrics(STEPS + 1, {"loss": float("nan")})
+    scribe.close()
+    monkeypatch.chdir(mlflow_folder)
+    back = document(tmp_path, f"sqlite:///{mlflow_folder}/mlflow.db", "exp_2")
+    assert unrecorded_runs(open_storage(back.storage), "exp_2") == ["t0000"]
+    assert backfill(back) == []
+
+    client = MlflowClient(str(back.mlflow_uri))
+    trial = runs_of(client, "exp_2")["trial"]
+    history = client.get_metric_history(trial.info.run_id, "loss")
+    assert [point.step for point in history] == list(range(1, STEPS + 2))
+    assert math.isnan(history[-1].value)
+    assert trial.info.status == "RUNNING"
 
 
 def leave_a_long_log(job: JobDocument) -> TrialContext:
@@ -96,7 +137,7 @@ def test_a_long_log_goes_in_few_calls_and_each_point_once_past_a_trial_that_left
     job = document(tmp_path, f"sqlite:///{tmp_path}/mlflow.db")
     leave_a_long_log(job)
     monkeypatch.chdir(tmp_path)
-    runs = MlflowRuns(str(job.mlflow_uri), "exp_1")
+    runs = MlflowRuns(str(job.mlflow_uri), open_storage(job.storage), "exp_1")
     only = RunDescription(name="n", params={}, tags={})
     run_id = runs.ensure_trial("t0001", runs.ensure_parent(only), only)
     # a start that died between the call and the mark sent some of these, in another grouping
@@ -128,6 +169,6 @@ def test_a_long_log_goes_in_few_calls_and_each_point_once_past_a_trial_that_left
 
 def test_without_an_mlflow_there_is_nothing_to_send_to(tmp_path: Path) -> None:
     end_without_mlflow(document(tmp_path, None))
-    assert unrecorded_trials(open_storage(str(tmp_path / "storage")), "exp_1") == []
+    assert unrecorded_runs(open_storage(str(tmp_path / "storage")), "exp_1") == []
     with pytest.raises(ValueError, match="names no MLflow"):
         backfill(document(tmp_path, None))

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from trainer.metric_names import TRANSFORMATION_TASKS
-from trainer.probe.features import extract_features, pixel_features
+from trainer.probe import features
+from trainer.probe.features import extract_features, pixel_features, pixel_pooling
 from trainer.probe.knn import knn_probe
 from trainer.probe.linear import LinearProbe, fit_linear_probe, fit_on_fraction
 from trainer.probe.transformation import predict_transformations, transformed
@@ -209,3 +210,14 @@ def test_pixels_tell_transformations_that_change_them() -> None:
     assert results["rotation"].accuracy == 1.0
     assert results["rotation"].chance < 0.4
     assert results["colour_vs_grey"].chance > 0.7
+
+
+def test_pixels_of_more_images_than_memory_holds_are_averaged_over_squares(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (600, 8, 8, 3), np.uint8)
+    assert pixel_pooling(len(images), 8) == 1
+    np.testing.assert_array_equal(pixel_features(images), images.reshape(600, -1).astype(np.float32) / np.float32(255))
+    monkeypatch.setattr(features, "MAX_PIXEL_BYTES", 600 * 2 * 2 * 3 * 4)
+    assert pixel_pooling(len(images), 8) == 3  # 2x2 squares of 3 pixels; the last two rows and columns are cut off
+    coarse = pixel_features(images, pooling=3).reshape(600, 2, 2, 3)
+    np.testing.assert_allclose(coarse[599, 1, 0], images[599, 3:6, :3].mean(axis=(0, 1)) / 255, rtol=1e-6)
+    assert pixel_pooling(10**9, 8) == 8

@@ -13,9 +13,10 @@ import pytest
 from trainer.context import TrialContext
 from trainer.errors import StorageUnavailable, Superseded
 from trainer.fence import take_fence
+from trainer.mlflow_runs import RunDescription, flatten
 from trainer.outbox import Outbox
+from trainer.recorder import TrialRecorder
 from trainer.storage import Storage, open_storage
-from trainer.tracking import RunDescription, TrialRecorder, flatten
 
 
 @pytest.fixture
@@ -155,7 +156,8 @@ class FullDisk:
 def test_storage_that_stays_full_ends_the_run_after_a_bounded_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trainer.tracking.DURABLE_EVERY_S", 0.001)
+    monkeypatch.setattr("trainer.recorder.DURABLE_EVERY_S", 0.001)
+    monkeypatch.setattr("trainer.recorder.STORAGE_AWAY_MOST_S", 0.05)
     pen = recorder(tmp_path, None, FullDisk(tmp_path))
     pen.metrics(1, {"loss": 1.0})
     pen.start()

@@ -6,10 +6,16 @@ import json
 import threading
 from pathlib import Path
 
+import pytest
+import torch
+
+from tests.fakes.blobs import LosableStorage
+from trainer.checkpoint import Checkpoint, CheckpointStore
 from trainer.context import TrialContext
+from trainer.errors import StorageUnavailable
+from trainer.mlflow_runs import RunDescription
 from trainer.scribe import Scribe
 from trainer.storage import open_storage
-from trainer.tracking import RunDescription
 
 
 def begun(folder: Path) -> Scribe:
@@ -52,3 +58,28 @@ def test_one_that_never_began_can_be_closed(tmp_path: Path) -> None:
         experiment_id="exp_1", experiment_name="n", trial_id="t0000", attempt=1, storage=str(tmp_path), cache_dir="c"
     )
     Scribe(context).close()
+
+
+def checkpoint(step: int) -> Checkpoint:
+    return Checkpoint(step=step, tensors={"learner.w": torch.zeros(2)})
+
+
+def test_checkpoints_that_storage_refuses_are_borne_for_a_while_and_no_longer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scribe, blobs = begun(tmp_path), LosableStorage(tmp_path)
+    scribe.checkpoints = CheckpointStore(blobs, scribe.context, scribe.fence)
+    blobs.is_down = True
+    for step in range(1, 8):  # however many they are
+        scribe.checkpoint(checkpoint(step))
+    blobs.is_down = False
+    scribe.checkpoint(checkpoint(8))
+    scribe.checkpoint_now(checkpoint(9))
+    assert scribe.checkpoints.latest_step() == 9
+
+    blobs.is_down = True
+    monkeypatch.setattr("trainer.scribe.STORAGE_AWAY_MOST_S", 0.0)
+    scribe.checkpoint(checkpoint(10))
+    with pytest.raises(StorageUnavailable, match="refused checkpoints"):
+        scribe.checkpoint(checkpoint(11))
+    scribe.close()

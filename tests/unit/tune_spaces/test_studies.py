@@ -38,14 +38,16 @@ def test_the_catalogue_is_complete() -> None:
 def test_a_study_plans_sound_trials_at_every_size(study: Study, size: str) -> None:
     sweep = SweepSpec.model_validate({"base": DATA, "study": study.name, "size": size})
     assert sweep_problems(sweep, has_labels=True) == []
-    trials = plan_sweep(sweep, 50_000).trials
+    trials = plan_sweep(sweep, lambda _: 50_000).trials
     assert trials
     assert all(spec_problems(trial.spec) == [] for trial in trials)
 
 
 @pytest.mark.parametrize("study", STUDIES)
 def test_the_smoke_size_is_small(study: Study) -> None:
-    trials = plan_sweep(SweepSpec.model_validate({"base": DATA, "study": study.name, "size": "smoke"}), 4000).trials
+    trials = plan_sweep(
+        SweepSpec.model_validate({"base": DATA, "study": study.name, "size": "smoke"}), lambda _: 4000
+    ).trials
     assert len(trials) <= 12
     assert all(trial.spec.data.image_size <= 32 and trial.spec.epochs <= 3 for trial in trials)
     assert {trial.spec.encoder.name for trial in trials} <= {"resnet8", "resnet14", "resnet20"}

@@ -13,7 +13,7 @@ from trainer.context import JobDocument, ParentTrial, TrialContext, experiment_k
 from trainer.errors import Stopped, Superseded
 from trainer.storage import DirectoryStorage
 from trainer.trial_table import TrialRow, read_trial_table, write_trial_table
-from trainer.unrecorded import unrecorded_trials
+from trainer.unrecorded import unrecorded_runs
 from tune_spaces.driver.ending import best_trial, end_of
 from tune_spaces.driver.outcome import Outcome
 from tune_spaces.driver.referee import Referee
@@ -197,8 +197,8 @@ def test_an_adopted_trial_owes_mlflow_nothing_of_its_own(tmp_path: Path, storage
     SweepDriver(complete(SWEEP), document(tmp_path, attempt=2), storage)
     child = document(tmp_path, experiment_id="exp_2", parent=ParentTrial(experiment_id="exp_1", trial_id="t0000"))
     SweepDriver(complete(SWEEP), child, storage)
-    assert unrecorded_trials(storage, "exp_1") == ["t0000"]
-    assert unrecorded_trials(storage, "exp_2") == []
+    assert unrecorded_runs(storage, "exp_1") == ["t0000"]
+    assert unrecorded_runs(storage, "exp_2") == []
     assert json.loads(storage.read(child.trial_context("t0001").key("complete.json")))["is_recorded"]
 
 
@@ -212,18 +212,6 @@ def test_the_best_is_of_those_that_ran_to_their_ends() -> None:
     assert best_trial(complete(SWEEP), rows) == {"trial": "a", "metric": "knn_accuracy", "value": 0.5}
     less = complete(SWEEP.model_copy(update={"mode": "min"}))
     assert best_trial(less, [row("a", "succeeded", 0.5), row("b", "succeeded", 0.4)])["trial"] == "b"  # type: ignore[index]
-
-
-def test_the_best_encoder_is_registered_if_mlflow_has_it(tmp_path: Path, storage: DirectoryStorage) -> None:
-    job = document(tmp_path)
-    driver = SweepDriver(complete(SWEEP), job, storage)
-    leave_marker(job, storage, "t0000", bundle_sha256="5" * 64, is_recorded=True)
-    leave_marker(job, storage, "t0001", bundle_sha256="6" * 64, is_recorded=False)
-    leave_marker(job, storage, "t0002", bundle_sha256="7" * 64, is_recorded=True, mlflow_run_id=None)
-    encoder = driver.encoder("t0000")
-    assert encoder is not None
-    assert (encoder.model_name, encoder.mlflow_run_id, encoder.bundle_sha256) == ("tau-exp_1", "run-t0000", "5" * 64)
-    assert [driver.encoder(trial) for trial in ("t0001", "t0002", "t0003")] == [None, None, None]
 
 
 def test_all_failed_is_a_failure_with_the_first_cause() -> None:

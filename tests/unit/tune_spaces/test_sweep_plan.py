@@ -16,7 +16,7 @@ def sweep(space: dict[str, Any], **fields: Any) -> SweepSpec:
 
 
 def test_a_grid_has_each_point_under_each_seed_in_written_order() -> None:
-    plan = plan_sweep(sweep({"epochs": {"choice": [2, 4]}}, seeds=[3, 5]), 1000)
+    plan = plan_sweep(sweep({"epochs": {"choice": [2, 4]}}, seeds=[3, 5]), lambda _: 1000)
     assert [(trial.id, trial.params, trial.spec.seed) for trial in plan.trials] == [
         ("t0000", {"epochs": 2, "seed": 3}, 3),
         ("t0001", {"epochs": 2, "seed": 5}, 5),
@@ -26,48 +26,57 @@ def test_a_grid_has_each_point_under_each_seed_in_written_order() -> None:
 
 
 def test_one_seed_is_no_param() -> None:
-    assert plan_sweep(sweep({"epochs": {"choice": [2]}}, seeds=[3]), 1000).trials[0].params == {"epochs": 2}
+    assert plan_sweep(sweep({"epochs": {"choice": [2]}}, seeds=[3]), lambda _: 1000).trials[0].params == {"epochs": 2}
 
 
 def test_costs_count_whole_batches_of_each_trial() -> None:
-    plan = plan_sweep(sweep({"batch_size": {"choice": [64, 100]}, "epochs": {"choice": [1, 3]}}), 250)
+    plan = plan_sweep(sweep({"batch_size": {"choice": [64, 100]}, "epochs": {"choice": [1, 3]}}), lambda _: 250)
     assert (plan.num_trials, plan.steps, plan.images) == (4, (3 + 2) * (1 + 3), (3 * 64 + 2 * 100) * (1 + 3))
 
 
 def test_random_trials_are_the_same_every_time_and_more_of_them_change_none() -> None:
     space = {"loss.temperature": {"loguniform": [0.05, 1.0]}, "batch_size": {"choice": [32, 64]}}
-    few = plan_sweep(sweep(space, search="random", num_samples=3), 1000).trials
-    many = plan_sweep(sweep(space, search="random", num_samples=9), 1000).trials
+    few = plan_sweep(sweep(space, search="random", num_samples=3), lambda _: 1000).trials
+    many = plan_sweep(sweep(space, search="random", num_samples=9), lambda _: 1000).trials
     assert few == many[:3]
     assert len({trial.params["loss.temperature"] for trial in many}) == 9
 
 
 def test_the_learning_rate_follows_the_batch_and_each_schedule_is_its_own() -> None:
     space = {"batch_size": {"choice": [64, 128]}, "epochs": {"choice": [10, 40]}}
-    specs = [trial.spec for trial in plan_sweep(sweep(space), 1000).trials]
+    specs = [trial.spec for trial in plan_sweep(sweep(space), lambda _: 1000).trials]
     assert [spec.peak_lr() for spec in specs] == [0.075, 0.075, 0.15, 0.15]
     assert [spec.warmup_epochs() for spec in specs] == [1.0, 4.0, 1.0, 4.0]
 
 
 def test_a_suggested_sweep_is_bounded_by_its_dearest_corner() -> None:
-    plan = plan_sweep(sweep({"epochs": {"randint": [1, 5]}}, search="optuna", num_samples=4, seeds=[0, 1]), 640)
+    plan = plan_sweep(
+        sweep({"epochs": {"randint": [1, 5]}}, search="optuna", num_samples=4, seeds=[0, 1]), lambda _: 640
+    )
     assert (plan.trials, plan.num_trials, plan.steps) == ((), 8, 8 * 10 * 5)
 
 
 def test_the_bound_of_a_suggested_sweep_holds_between_its_corners() -> None:
     """Batches of 64 leave 36 of 100 images out; those of 50, which may be suggested, none."""
     suggested = sweep({"batch_size": {"randint": [34, 64]}}, search="optuna", num_samples=1)
-    assert plan_sweep(suggested, 100).images >= 100 * 4
+    assert plan_sweep(suggested, lambda _: 100).images >= 100 * 4
 
 
 def test_asha_warns_where_temperature_and_epochs_vary_together() -> None:
     space = {"loss.temperature": {"choice": [0.1, 0.5]}, "epochs": {"choice": [3, 9]}}
-    assert any("interact" in warning for warning in plan_sweep(sweep(space, scheduler="asha"), 1000).warnings)
-    assert plan_sweep(sweep(space), 1000).warnings == ()
+    assert any("interact" in warning for warning in plan_sweep(sweep(space, scheduler="asha"), lambda _: 1000).warnings)
+    assert plan_sweep(sweep(space), lambda _: 1000).warnings == ()
 
 
 def test_a_thousand_random_points_are_planned() -> None:
     space = {"loss.temperature": {"loguniform": [0.05, 1.0]}, "epochs": {"randint": [1, 9]}}
     wide = sweep(space, search="random", num_samples=1000, limits={"max_trials": 1000})
     assert sweep_problems(wide) == []
-    assert plan_sweep(wide, 1000).trials[999].id == "t0999"
+    assert plan_sweep(wide, lambda _: 1000).trials[999].id == "t0999"
+
+
+def test_each_trial_costs_the_images_of_its_own_data_set() -> None:
+    images = {"shapes": 100, "digits": 1000}
+    plan = plan_sweep(sweep({"data.dataset": {"choice": ["shapes", "digits"]}}), lambda spec: images[spec.data.dataset])
+    epochs, batch_size = plan.trials[0].spec.epochs, plan.trials[0].spec.batch_size
+    assert plan.images == sum(count // batch_size * batch_size * epochs for count in images.values())

@@ -22,7 +22,10 @@ def found(
     document = {"base": {**BASE, **(base or {})}, "space": SPACE, **fields}
     spec = SweepSpec.model_validate({key: value for key, value in document.items() if value is not None})
     return {
-        problem.pointer: problem.code for problem in sweep_problems(spec, has_labels=has_labels, num_images=num_images)
+        problem.pointer: problem.code
+        for problem in sweep_problems(
+            spec, has_labels=has_labels, num_images=None if num_images is None else lambda _: num_images
+        )
     }
 
 

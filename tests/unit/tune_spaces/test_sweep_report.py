@@ -31,7 +31,7 @@ def report_of(
             metrics=dict.fromkeys((sweep.metric, *ALL_VALUES), value(trial)),
             reason={"message": "the loss became nan"} if trial.id in failed else None,
         )
-        for trial in plan_sweep(sweep, 4000).trials
+        for trial in plan_sweep(sweep, lambda _: 4000).trials
     ]
     return build_report(sweep, rows, name=name)
 

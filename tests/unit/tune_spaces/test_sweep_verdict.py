@@ -34,7 +34,7 @@ def observations(values: dict[float, list[float]], *, seeds: list[int]) -> Obser
             params=trial.params,
             metrics={"knn_accuracy": values[trial.params["loss.temperature"]][seeds.index(trial.seed)]},
         )
-        for trial in plan_sweep(sweep, 1000).trials
+        for trial in plan_sweep(sweep, lambda _: 1000).trials
     ]
     return Observations(sweep, rows)
 

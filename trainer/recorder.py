@@ -1,160 +1,33 @@
 """What a trial tells MLflow: metrics by global step, params, tags, the data set, artifacts.
 
 No MLflow call runs on the step's thread. Rank 0 records into memory; one thread makes it durable
-in the outbox; another sends the outbox to MLflow, however slow or absent that is. Runs are found
-by tag or created, so a retry makes no second one. The service sets their end state.
+in the outbox; another sends the outbox to MLflow, however slow or absent that is. The service sets
+the end state of runs.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
 
 from trainer.context import TrialContext
 from trainer.errors import StorageUnavailable, Superseded, TrainerError
+from trainer.mlflow_runs import POINTS_A_BATCH, MlflowRuns, RunDescription
 from trainer.model_registry import BestEncoder, register_encoder
 from trainer.outbox import Entry, Outbox, Point, merged
 from trainer.storage import Storage
+from trainer.unrecorded import PARENT_RUN
 
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-
-__all__ = ["DRAIN_S", "EXPERIMENT_NAME", "MlflowRuns", "RunDescription", "TrialRecorder", "flatten"]
+__all__ = ["DRAIN_S", "RETRY_EVERY_S", "STORAGE_AWAY_MOST_S", "TrialRecorder"]
 
 logger = logging.getLogger(__name__)
 
-EXPERIMENT_NAME = "simclr"
-TAG_EXPERIMENT = "simclr.experiment_id"
-TAG_TRIAL = "simclr.trial_id"
-TAG_ROLE = "simclr.role"
-TAG_PARENT = "mlflow.parentRunId"
-
-DURABLE_EVERY_S = 1.0  # a point is visible within 5 s: 1 s to storage, 1 s to MLflow, the rest is slack
+DURABLE_EVERY_S = 2.0  # a point is visible within 5 s: 2 s to storage, 1 s to MLflow, the rest is slack
 RETRY_EVERY_S = 2.0
 DRAIN_S = 120.0  # how long who has finished waits for MLflow to take the rest
-MAX_FAILED_WRITES = 30  # of the outbox, in a row: half a minute and more of storage being down
-POINTS_A_BATCH = 1000  # MLflow's limit for one log-batch call
-
-
-def flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Return nested JSON as flat MLflow params: dotted path -> text; lists stay JSON."""
-    flat: dict[str, str] = {}
-    for name, value in document.items():
-        path = f"{prefix}{name}"
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{path}.")
-        else:
-            flat[path] = value if isinstance(value, str) else json.dumps(value)
-    return flat
-
-
-class RunDescription:
-    """What an MLflow run says of itself from the start: name, params, tags and data set."""
-
-    def __init__(
-        self, *, name: str, params: Mapping[str, str], tags: Mapping[str, str], dataset: Mapping[str, str] | None = None
-    ) -> None:
-        self.name = name
-        self.params = dict(params)
-        self.tags = dict(tags)
-        self.dataset = dict(dataset) if dataset else None
-
-    def of_parent(self) -> RunDescription:
-        """Return what the parent run of an only trial says: the same, but for the trial's part of the name."""
-        return RunDescription(name=self.name.rpartition("/")[0], params=self.params, tags=self.tags)
-
-
-class MlflowRuns:
-    """Runs of one experiment, found by tag or created. Raises what the MLflow client raises."""
-
-    def __init__(self, uri: str, experiment_id: str) -> None:
-        from mlflow import MlflowClient
-
-        self.client: MlflowClient = MlflowClient(tracking_uri=uri)
-        self._experiment_id = experiment_id
-        self._mlflow_experiment_id = self._find_or_create_experiment()
-
-    def _find_or_create_experiment(self) -> str:
-        from mlflow.exceptions import MlflowException
-
-        found = self.client.get_experiment_by_name(EXPERIMENT_NAME)
-        if found is None:
-            try:
-                return str(self.client.create_experiment(EXPERIMENT_NAME))
-            except MlflowException:  # someone else was first: what they made is found now, or this raises
-                found = self.client.get_experiment_by_name(EXPERIMENT_NAME)
-                if found is None:
-                    raise
-        return str(found.experiment_id)
-
-    def find_parent(self) -> str | None:
-        """Return the run id of the experiment's parent run."""
-        return self._find(f"tags.`{TAG_ROLE}` = 'parent'")
-
-    def ensure_parent(self, description: RunDescription) -> str:
-        """Return the experiment's parent run. One process creates it: the driver, or an only trial's rank 0."""
-        return self.find_parent() or self._create(description, {TAG_ROLE: "parent"}, self.find_parent)
-
-    def ensure_trial(self, trial_id: str, parent_run_id: str, description: RunDescription) -> str:
-        """Return the trial's run. Only the start that holds the trial's fence creates it."""
-
-        def find() -> str | None:
-            return self._find(f"tags.`{TAG_TRIAL}` = '{trial_id}'")
-
-        tags = {TAG_ROLE: "trial", TAG_TRIAL: trial_id, TAG_PARENT: parent_run_id}
-        return find() or self._create(description, tags, find)
-
-    def log_points(self, run_id: str, points: tuple[Point, ...]) -> None:
-        """Log points; those that the run has already, equal to the bit, are kept once."""
-        from mlflow.entities import Metric
-
-        metrics = [Metric(point.key, point.value, point.timestamp_ms, point.step) for point in points]
-        for start in range(0, len(metrics), POINTS_A_BATCH):
-            self.client.log_batch(run_id, metrics=metrics[start : start + POINTS_A_BATCH])
-
-    def log_artifact(self, run_id: str, path: str, data: bytes) -> None:
-        """Put `data` as the run's artifact `path`; repeating replaces it by the same bytes."""
-        folder, _, name = path.rpartition("/")
-        with tempfile.TemporaryDirectory() as temporary:
-            file = Path(temporary) / name
-            file.write_bytes(data)
-            self.client.log_artifact(run_id, str(file), artifact_path=folder or None)
-
-    def _find(self, condition: str) -> str | None:
-        runs = self.client.search_runs(
-            [self._mlflow_experiment_id],
-            filter_string=f"tags.`{TAG_EXPERIMENT}` = '{self._experiment_id}' AND {condition}",
-            order_by=["attributes.start_time ASC"],
-            max_results=1,
-        )
-        return str(runs[0].info.run_id) if runs else None
-
-    def _create(self, description: RunDescription, tags: dict[str, str], find: Callable[[], str | None]) -> str:
-        from mlflow.entities import Dataset, DatasetInput, InputTag, Param
-
-        run = self.client.create_run(
-            self._mlflow_experiment_id,
-            run_name=description.name,
-            tags={TAG_EXPERIMENT: self._experiment_id, **tags, **description.tags},
-        )
-        created = str(run.info.run_id)
-        # A request that timed out may have been obeyed all the same: the oldest is the one.
-        run_id = find() or created
-        if run_id != created:
-            self.client.delete_run(created)
-        self.client.log_batch(run_id, params=[Param(key, value[:6000]) for key, value in description.params.items()])
-        if description.dataset:
-            dataset = Dataset(**description.dataset)
-            self.client.log_inputs(
-                run_id, datasets=[DatasetInput(dataset, [InputTag("mlflow.data.context", "pretrain")])]
-            )
-        return run_id
+STORAGE_AWAY_MOST_S = 90.0  # refusing every write for so long, storage ends a start: a minute's outage is borne
 
 
 class TrialRecorder:
@@ -168,7 +41,6 @@ class TrialRecorder:
         self._buffer: list[Point] = []
         self._buffer_lock = threading.Lock()
         self._outbox_lock = threading.Lock()
-        self._failed_writes = 0
         self._fatal: TrainerError | None = None
         self._is_closing = threading.Event()
         self._is_abandoned = threading.Event()
@@ -192,7 +64,7 @@ class TrialRecorder:
 
         Raises:
             Superseded: If a later start owns the trial.
-            StorageUnavailable: If storage has refused too many writes in a row.
+            StorageUnavailable: If storage has refused every write for too long.
         """
         self.check()
         now_ms = time.time_ns() // 1_000_000
@@ -274,20 +146,19 @@ class TrialRecorder:
                 return
 
     def _write_until_closed(self) -> None:
+        worked_at_s = time.monotonic()
         while not self._is_closing.wait(DURABLE_EVERY_S):
             try:
                 self.persist()
-                self._failed_writes = 0
+                worked_at_s = time.monotonic()
             except Superseded as error:
                 self._fatal = error
                 return
             except OSError as error:
-                self._failed_writes += 1
-                logger.warning("storage refused metrics (%d in a row): %s", self._failed_writes, error)
-                if self._failed_writes >= MAX_FAILED_WRITES:
-                    self._fatal = StorageUnavailable(
-                        f"storage refused {MAX_FAILED_WRITES} writes in a row, the last: {error}"
-                    )
+                away_s = time.monotonic() - worked_at_s
+                logger.warning("storage has refused metrics for %.0f s: %s", away_s, error)
+                if away_s >= STORAGE_AWAY_MOST_S:
+                    self._fatal = StorageUnavailable(f"storage refused metrics for {away_s:.0f} s, the last: {error}")
                     return
 
     def _send_until_closed(self) -> None:
@@ -297,9 +168,11 @@ class TrialRecorder:
             self._has_entries.clear()
             is_last_round = self._is_closing.is_set()
             try:
-                runs = runs or MlflowRuns(str(self._context.mlflow_uri), self._context.experiment_id)
+                runs = runs or MlflowRuns(str(self._context.mlflow_uri), self._storage, self._context.experiment_id)
                 self.mlflow_run_id = self.mlflow_run_id or self._ensure_run(runs)
                 self._send(runs, self.mlflow_run_id)
+                if is_last_round:
+                    self._delete_strays(runs)
             except Exception as error:  # noqa: BLE001 - whatever MLflow answers, training goes on and it is tried again
                 logger.warning("MLflow does not take the metrics, trying again: %s", error)
                 self._is_abandoned.wait(RETRY_EVERY_S)
@@ -316,6 +189,11 @@ class TrialRecorder:
         if parent is None:
             raise LookupError("the experiment's parent run is not there yet")
         return runs.ensure_trial(self._context.trial_id, parent, self._description)
+
+    def _delete_strays(self, runs: MlflowRuns) -> None:
+        runs.delete_strays(self._context.trial_id)
+        if self._context.is_only_trial:
+            runs.delete_strays(PARENT_RUN)
 
     def _send(self, runs: MlflowRuns, run_id: str) -> None:
         while entries := self._unsent():

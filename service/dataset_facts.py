@@ -1,0 +1,79 @@
+"""What data sets hold, read once and remembered until they change: a request must not open their files again."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from service.settings import Settings
+
+if TYPE_CHECKING:
+    from trainer.data.source import DatasetInfo  # numpy comes with it
+
+__all__ = ["DatasetFacts"]
+
+MOST_REMEMBERED: Final = 256
+MAX_COUNTED_BYTES: Final = 64 * 2**20  # decoded: up to here a data set is decoded to count its split exactly, once
+
+
+class DatasetFacts:
+    """The facts of the data sets that a spec can name here.
+
+    A data set is asked each time for its `version`, from sizes and times of its files; all else is
+    read anew only for a version that was not seen before. What cannot be used is not remembered.
+    Everything here may read files: call it off the event loop. Safe to call from several threads.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        """Read nothing yet."""
+        self._datasets_dir: Path | None = settings.datasets
+        self._cache_dir = settings.cache_dir
+        self._described = lru_cache(MOST_REMEMBERED)(self._describe)
+        self._counted = lru_cache(MOST_REMEMBERED)(self._count)
+
+    def version(self, name: str) -> str:
+        """Return a word that changes when the data set does. Raises DataError as `describe` does."""
+        from trainer.data.catalogue import find_source  # numpy comes with it
+
+        fingerprint = find_source(name, self._datasets_dir).fingerprint()
+        return hashlib.sha256(fingerprint.encode()).hexdigest()  # it may name a million files
+
+    def describe(self, name: str, version: str) -> DatasetInfo:
+        """Return the entry of one data set. Raises DataError; for an unknown id its context lists the `allowed`."""
+        return self._described(name, version)
+
+    def num_images(self, name: str, version: str, *, image_size: int, validation_ratio: float) -> int:
+        """Return how many images an epoch draws from: training less validation.
+
+        Exact where the data set is small at this image size; of a larger one the expected number, right to within
+        the rounding of its classes.
+
+        Raises:
+            DataError: If the data set is unknown or its images cannot be read.
+        """
+        num_train = self.describe(name, version).num_train
+        if num_train * image_size**2 * 3 <= MAX_COUNTED_BYTES:
+            try:
+                return self._counted(name, version, image_size, validation_ratio)
+            except OSError:
+                pass  # the cache has no room here; where it trains it may
+        return num_train - round(num_train * validation_ratio)
+
+    def _describe(self, name: str, _version: str) -> DatasetInfo:
+        from trainer.data.catalogue import describe
+
+        return describe(name, self._datasets_dir)
+
+    def _count(self, name: str, _version: str, image_size: int, validation_ratio: float) -> int:
+        from trainer.data.prepare import prepare
+
+        dataset = prepare(
+            name,
+            image_size=image_size,
+            cache_dir=self._cache_dir,
+            datasets_dir=self._datasets_dir,
+            validation_ratio=validation_ratio,
+        )
+        return len(dataset.pretrain)

@@ -1,0 +1,32 @@
+"""`simclr datasets pack` and `verify`: what they print, and their exit codes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from typer.testing import CliRunner, Result
+
+from service.cli.app import app
+from tests.harness.packed_data import SIDE, write_folder
+
+
+def simclr(*words: object) -> Result:
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def test_packing_says_what_it_made_and_goes_on_with_it(tmp_path: Path) -> None:
+    words = ("datasets", "pack", write_folder(tmp_path / "source"), tmp_path / "pets", "--image-size", SIDE)
+    alone = ("--num-workers", 1, "--images-per-shard", 4, "--json")
+    made = json.loads(simclr(*words, *alone).stdout)
+    assert (made["name"], made["num_train"], made["num_test"], made["num_classes"]) == ("pets", 10, 4, 2)
+    assert (made["shards_written"], made["shards_kept"]) == (4, 0)
+    assert json.loads(simclr(*words, *alone, "--resume").stdout)["shards_kept"] == 4
+    assert json.loads(simclr("datasets", "verify", tmp_path / "pets", "--json").stdout)["digest"] == made["digest"]
+
+
+def test_what_cannot_be_packed_is_refused_with_a_message(tmp_path: Path) -> None:
+    result = simclr("datasets", "pack", tmp_path / "nowhere", tmp_path / "pets", "--image-size", SIDE, "--json")
+    assert result.exit_code == 2
+    assert json.loads(result.stderr)["error"]["code"] == "data_invalid"
+    assert "nowhere is not there" in result.stderr
