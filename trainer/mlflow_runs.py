@@ -89,8 +89,8 @@ class MlflowRuns:
         return str(found.experiment_id)
 
     def find_parent(self) -> str | None:
-        """Return the run id of the experiment's parent run."""
-        return self._known(PARENT_RUN) or self._oldest(self._of(PARENT_RUN))
+        """Return the run id of the experiment's parent run; None while nobody has ensured it."""
+        return self._known(PARENT_RUN)
 
     def ensure_parent(self, description: RunDescription) -> str:
         """Return the experiment's parent run. One process creates it: the driver, or an only trial's rank 0."""
@@ -128,7 +128,8 @@ class MlflowRuns:
     def _ensure(self, name: str, description: RunDescription, tags: dict[str, str]) -> str:
         if (known := self._known(name)) is not None:
             return known
-        run_id = self._oldest(self._of(name)) or self._create(description, tags)
+        made = self._of(name)  # by a start that died before it was kept
+        run_id = made[0] if made else self._create(description, tags)
         key, document = self._key(name), json.dumps({"run_id": run_id}).encode()
         if not self._storage.create(key, document):
             if (known := self._known(name)) is not None:  # another process was first
@@ -163,10 +164,6 @@ class MlflowRuns:
             order_by=["attributes.start_time ASC"],
         )
         return [str(run.info.run_id) for run in runs]
-
-    @staticmethod
-    def _oldest(run_ids: list[str]) -> str | None:
-        return run_ids[0] if run_ids else None
 
     def _create(self, description: RunDescription, tags: dict[str, str]) -> str:
         from mlflow.entities import Dataset, DatasetInput, InputTag, Param

@@ -37,7 +37,10 @@ def num_parameters(**spec: Any) -> int:
     return sum(parameter.numel() for parameter in encoder.parameters())
 
 
-@pytest.mark.parametrize(("name", "stem"), [("resnet18", "imagenet"), ("resnet18", "cifar"), ("resnet50", "imagenet")])
+@pytest.mark.parametrize(
+    ("name", "stem"),
+    [("resnet18", "imagenet"), ("resnet18", "cifar"), pytest.param("resnet50", "imagenet", marks=pytest.mark.slow)],
+)
 def test_torchvision_takes_the_weights_and_computes_the_same_h(name: str, stem: str) -> None:
     encoder = an_encoder(name=name, stem=stem)
     model = reference(name, stem=stem)

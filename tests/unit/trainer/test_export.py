@@ -98,7 +98,10 @@ def test_the_loaded_encoder_computes_what_the_trained_one_did(tmp_path: Path, ar
     assert weights_digest(load_encoder(folder)) == json.loads((folder / RECORD).read_text())["weights"]["digest"]
 
 
-@pytest.mark.parametrize(("name", "stem"), [("resnet18", "cifar"), ("resnet18", "imagenet"), ("resnet50", "imagenet")])
+@pytest.mark.parametrize(
+    ("name", "stem"),
+    [("resnet18", "cifar"), ("resnet18", "imagenet"), pytest.param("resnet50", "imagenet", marks=pytest.mark.slow)],
+)
 def test_plain_torchvision_loads_the_weights(tmp_path: Path, name: str, stem: str) -> None:
     encoder = an_encoder(name=name, stem=stem)
     folder = unpacked(a_bundle(encoder, name=name, stem=stem), tmp_path)

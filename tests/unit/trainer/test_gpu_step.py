@@ -140,6 +140,7 @@ def test_float64_steps_are_those_of_the_cpu(device: torch.device) -> None:
     assert_close(here.state(), there.state(), rtol=1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", DEVICES, ids=str)
 def test_bfloat16_steps_follow_those_of_float32(device: torch.device) -> None:
     half, single = (Trainee(a_spec(precision=name), Team(device=device)) for name in ("bfloat16", "float32"))
@@ -147,6 +148,7 @@ def test_bfloat16_steps_follow_those_of_float32(device: torch.device) -> None:
     assert all(parameter.dtype == torch.float32 for parameter in half.learner.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", DEVICES, ids=str)
 def test_a_resumed_run_has_the_bits_of_the_unbroken_one(device: torch.device) -> None:
     with deterministic():
@@ -185,6 +187,7 @@ def joined(folder: Path, device: torch.device, *, rank: int = 0, world_size: int
         dist.destroy_process_group()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", DEVICES, ids=str)
 def test_a_team_of_one_is_the_same_as_no_team(tmp_path: Path, device: torch.device) -> None:
     alone = Trainee(a_spec(precision="float64"), Team(device=device))

@@ -55,7 +55,7 @@ def test_it_agrees_with_lightly(temperature: float) -> None:
     torch.testing.assert_close(torch.autograd.grad(ours, z)[0], torch.autograd.grad(theirs, z)[0], rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("num_ranks", [2, 4])
+@pytest.mark.parametrize("num_ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", SPECS)
 def test_over_ranks_the_loss_and_gradient_are_those_of_one_process(num_ranks: int, name: str) -> None:
     loss, gradient = value_and_gradient(OBJECTIVES[name], projections(NUM_IMAGES), is_oracle=True)

@@ -100,6 +100,7 @@ def test_linear_probe_keeps_the_penalty_that_does_best_on_the_validation_split()
     assert chosen.validation_accuracy == chosen.accuracy(held, held_labels)
 
 
+@pytest.mark.slow
 def test_linear_probe_is_deterministic_and_survives_dead_features() -> None:
     features, labels = clusters(num_images=60, seed=0)
     features[:, 3] = 1.0
@@ -199,6 +200,7 @@ def test_sobel_marks_an_edge_and_nothing_else() -> None:
     assert (edges[:, :, [0, 1, 2, 5, 6, 7]] == 0).all()
 
 
+@pytest.mark.slow
 def test_pixels_tell_transformations_that_change_them() -> None:
     generator = np.random.default_rng(0)
     images = generator.integers(100, 156, (300, 4, 4, 3)).astype(np.uint8)
