@@ -208,7 +208,6 @@ def test_both_answer_503_while_the_database_is_away_and_go_on_when_it_is_back(pa
                 assert_come_back(httpx2.get(f"{replica.url}/experiments", timeout=30))
                 assert_come_back(httpx2.post(f"{replica.url}/experiments", json=BODY, timeout=30))
                 assert httpx2.get(f"{replica.url}/livez").is_success
-        assert all(lag_s(replica) > OUTAGE_S / 2 for replica in pair.replicas)
     finally:
         pair.server.start()
     assert [experiments_told(replica) for replica in pair.replicas] == before
@@ -228,8 +227,9 @@ def experiments_told(replica: Replica) -> list[str]:
 
 def lag_s(replica: Replica) -> float:
     """Return how long ago the replica's dispatcher finished a step."""
-    text = httpx2.get(f"{replica.url}/metrics", timeout=30).text
-    (value,) = re.findall(r"^simclr_dispatcher_lag_seconds (\S+)$", text, flags=re.MULTILINE)
+    answer = httpx2.get(f"{replica.url}/metrics", timeout=30)
+    assert answer.is_success, answer.text
+    (value,) = re.findall(r"^simclr_dispatcher_lag_seconds (\S+)$", answer.text, flags=re.MULTILINE)
     return float(value)
 
 
