@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
@@ -27,11 +26,7 @@ from tests.harness.experiments import SHORT, STEPS_PER_EPOCH, finish, submit, wa
 from tests.harness.replicas import Replica
 from trainer.context import JobDocument
 
-pytestmark = [
-    pytest.mark.ray,
-    pytest.mark.postgres,
-    pytest.mark.skipif(importlib.util.find_spec("flask_wtf") is None, reason="needs mlflow[auth]"),
-]
+pytestmark = [pytest.mark.ray, pytest.mark.postgres]
 
 DOCKER: Final = Path(__file__).parents[2] / "docker"
 API: Final = "/api/2.0/mlflow"
