@@ -50,10 +50,11 @@ class Left:
 
 @dataclass(frozen=True, kw_only=True)
 class OpenRun:
-    """An experiment whose MLflow runs may be open; `status` is the one they are to get, once that is known."""
+    """An experiment whose MLflow runs may be open, and the job of its attempt still there."""
 
     experiment_id: str
-    status: RunStatus | None
+    attempt: int
+    status: RunStatus | None  # the one that its runs are to get, once that is known
 
 
 class AttemptMarkers:
@@ -88,16 +89,19 @@ class AttemptMarkers:
             key = experiment_key(record.id, "stop.json")
             await self._in_thread(lambda: self._blobs.write(key, json.dumps(wish).encode()))
 
-    async def note_open_run(self, experiment_id: str, status: RunStatus | None = None) -> None:
-        """Note that the experiment has MLflow runs to be closed."""
-        document = json.dumps({"status": status}).encode()
+    async def note_open_run(self, experiment_id: str, attempt: int, status: RunStatus | None = None) -> None:
+        """Note that the experiment has MLflow runs to be closed, and a job."""
+        document = json.dumps({"attempt": attempt, "status": status}).encode()
         await self._in_thread(lambda: self._blobs.write(_OPEN_RUNS + experiment_id, document))
 
     async def open_runs(self) -> Sequence[OpenRun]:
         """Return the experiments with MLflow runs that may be open."""
         keys = await self._in_thread(lambda: self._blobs.list(_OPEN_RUNS))
-        found = [(key.removeprefix(_OPEN_RUNS), await self._read_blob(key)) for key in keys]
-        return [OpenRun(experiment_id=name, status=(document or {}).get("status")) for name, document in found]
+        found = [(key.removeprefix(_OPEN_RUNS), await self._read_blob(key) or {}) for key in keys]
+        return [
+            OpenRun(experiment_id=name, attempt=document.get("attempt", 0), status=document.get("status"))
+            for name, document in found
+        ]
 
     async def forget_open_run(self, experiment_id: str) -> None:
         """Note that its MLflow runs are closed."""

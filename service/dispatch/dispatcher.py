@@ -28,6 +28,7 @@ from service.dispatch.dispatcher_metrics import DispatcherMetrics
 from service.dispatch.reconciler import ON_CLUSTER, Reconciler
 from service.dispatch.run_closing import RunCloser
 from service.dispatch.step_report import StepReport
+from service.dispatch.stragglers import Stragglers
 from service.errors import BlobsUnavailable, ClusterUnavailable, ExperimentNotFound, StaleState, StoreUnavailable
 from service.experiment import State
 from service.outage import Outages
@@ -69,6 +70,7 @@ class Dispatcher:
         self._outages = Outages()
         self._conditions = Conditions(store=store, clock=clock)
         markers = AttemptMarkers(blobs, self._outages)
+        stragglers = Stragglers(cluster=cluster, outages=self._outages, clock=clock)
         self._runs = RunCloser(
             store=store,
             tracking=tracking,
@@ -82,12 +84,14 @@ class Dispatcher:
                 outages=self._outages,
                 settings=settings,
             ),
+            stragglers=stragglers,
         )
         self._reconciler = Reconciler(
             store=store,
             cluster=cluster,
             markers=markers,
             runs=self._runs,
+            stragglers=stragglers,
             conditions=self._conditions,
             outages=self._outages,
             settings=settings,

@@ -15,6 +15,7 @@ from service.dispatch.run_closing import RunCloser
 from service.dispatch.settlement import Ending, backoff_s, judge, over_time, way_to
 from service.dispatch.step_report import Move, StepReport
 from service.dispatch.story import Story
+from service.dispatch.stragglers import Stragglers
 from service.errors import BlobsUnavailable, ClusterUnavailable
 from service.experiment import ACTIVE, TERMINAL, State, TrialState, submission_id
 from service.outage import Outages
@@ -25,7 +26,6 @@ __all__ = ["ON_CLUSTER", "Reconciler"]
 
 PAUSE_GRACE_S: Final = 60.0  # to reach a step's end and write a checkpoint
 CANCEL_GRACE_S: Final = 20.0  # to reach a step's end
-EXIT_GRACE_S: Final = 60.0  # to leave Ray after the last word
 
 ON_CLUSTER: Final = tuple(state for state in State if state in ACTIVE and state is not State.QUEUED)
 _LIVING: Final = frozenset({JobStatus.PENDING, JobStatus.RUNNING})
@@ -46,6 +46,7 @@ class Reconciler:
         cluster: Cluster,
         markers: AttemptMarkers,
         runs: RunCloser,
+        stragglers: Stragglers,
         conditions: Conditions,
         outages: Outages,
         settings: Settings,
@@ -56,13 +57,13 @@ class Reconciler:
         self._cluster = cluster
         self._markers = markers
         self._runs = runs
+        self._stragglers = stragglers
         self._conditions = conditions
         self._outages = outages
         self._settings = settings
         self._claim = claim
         self._clock = clock
         self._stories: dict[str, Story] = {}
-        self._exiting_since: dict[str, datetime] = {}
         self._report = StepReport()
 
     def begin(self, report: StepReport, ids: set[str]) -> None:
@@ -70,8 +71,6 @@ class Reconciler:
         self._report = report
         for experiment_id in self._stories.keys() - ids:
             del self._stories[experiment_id]
-        for experiment_id in self._exiting_since.keys() - ids:
-            del self._exiting_since[experiment_id]
 
     async def move(
         self,
@@ -129,7 +128,7 @@ class Reconciler:
     async def _submit(self, record: ExperimentRecord) -> JobObservation:
         job = attempt_job(record, self._settings, attempt=record.attempt)
         name = submission_id(record.id, record.attempt)
-        await self._markers.note_open_run(record.id)
+        await self._markers.note_open_run(record.id, record.attempt)
         await self._outages.ask(
             ClusterUnavailable,
             lambda: self._cluster.submit(name, entrypoint=job.entrypoint, env=job.env, metadata=job.metadata),
@@ -185,12 +184,11 @@ class Reconciler:
 
     async def _stop_if_it_lingers(self, record: ExperimentRecord) -> None:
         """Let Ray end a job that said its last word and is still there."""
-        since = self._exiting_since.get(record.id)
-        if since is None:
-            if (await self._markers.read_left(record)).is_last_word:
-                self._exiting_since[record.id] = self._clock()
-        elif self._clock() - since > timedelta(seconds=EXIT_GRACE_S):
-            await self._stop(record)
+        name = submission_id(record.id, record.attempt)
+        if not self._stragglers.knows(name) and not (await self._markers.read_left(record)).is_last_word:
+            return
+        if await self._stragglers.hurry(name):
+            self._report.stopped.append(name)
 
     async def _stop(self, record: ExperimentRecord) -> None:
         name = submission_id(record.id, record.attempt)
@@ -222,7 +220,6 @@ class Reconciler:
         *through, last = way_to(record.state, ending.target)
         for state in through:
             record = await self.move(record, state)
-        self._exiting_since.pop(record.id, None)
         await self._all_is_well(record)  # of what it waited for, nothing matters any more
         if last is State.RECOVERING:
             # The number of the next attempt is committed before anything is submitted under it.

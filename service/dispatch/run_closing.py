@@ -2,7 +2,8 @@
 
 A note in storage is older than any run of the experiment and goes when its runs are closed. So
 what ended while MLflow was away, or was cancelled while it was paused, is closed all the same, by
-whichever process is there then. The note stays too until MLflow has all of the experiment.
+whichever process is there then. The note stays too until MLflow has all of the experiment and its
+last job is gone: one that was settled while Ray was away may still be there.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from service.dispatch.attempt_markers import AttemptMarkers, OpenRun, RunStatus
 from service.dispatch.backfills import Backfills
 from service.dispatch.conditions import Conditions
 from service.dispatch.settlement import run_status
+from service.dispatch.stragglers import Stragglers
 from service.errors import ClusterUnavailable, ExperimentNotFound, StaleState, TrackingUnavailable
-from service.experiment import TERMINAL, State
+from service.experiment import TERMINAL, State, submission_id
 from service.outage import Outages
 from service.ports import ExperimentRecord, Store, Tracking
 
@@ -37,9 +39,11 @@ class RunCloser:
         conditions: Conditions,
         outages: Outages,
         backfills: Backfills,
+        stragglers: Stragglers,
     ) -> None:
         self._store = store
         self._backfills = backfills
+        self._stragglers = stragglers
         self._conditions = conditions
         self._tracking = tracking
         self._markers = markers
@@ -55,7 +59,9 @@ class RunCloser:
             BlobsUnavailable: If neither could be done nor noted.
         """
         status = run_status(state)
-        await self._markers.note_open_run(record.id, status)  # known even where the experiment is deleted at once
+        await self._markers.note_open_run(
+            record.id, record.attempt, status
+        )  # known even where the experiment is deleted at once
         try:
             await self._ask_mlflow(record.id, status)
         except TrackingUnavailable as error:
@@ -77,7 +83,7 @@ class RunCloser:
             except TrackingUnavailable:
                 break  # the others would be told the same
             except ClusterUnavailable:
-                continue  # one that needs a job waits; the others do not
+                continue  # one that needs a job, or has one, waits; the others do not
             except StaleState:
                 continue  # its condition is being written by another
         return num_closed
@@ -95,6 +101,8 @@ class RunCloser:
             await self._conditions.take_back(record, CONDITION)
             if not is_complete:
                 return False
+        if not await self._stragglers.is_gone(submission_id(open_run.experiment_id, open_run.attempt)):
+            return False
         await self._markers.forget_open_run(open_run.experiment_id)
         return True
 

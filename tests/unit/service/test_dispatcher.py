@@ -148,6 +148,22 @@ async def test_a_job_that_is_done_and_does_not_leave_is_ended(plane: ControlPlan
     assert plane.cluster.living(experiment_id) == []
 
 
+async def test_a_job_that_was_settled_while_ray_was_away_is_ended_when_it_is_back(plane: ControlPlane) -> None:
+    experiment_id = await plane.submit("linger")
+    await plane.step_until(experiment_id, State.RUNNING)
+    plane.clock.advance(31)
+    await plane.cluster.ping()  # it says its last word, and stays
+    plane.cluster.is_down = True
+    await plane.step_until(experiment_id, State.SUCCEEDED)
+    plane.cluster.is_down = False
+    await plane.step(advance_s=6)
+    assert len(plane.cluster.living(experiment_id)) == 1, "it has a while to leave by itself"
+    for _ in range(14):
+        await plane.step(advance_s=6)
+    assert plane.cluster.living(experiment_id) == []
+    assert plane.blobs.list("service/open_runs/") == []
+
+
 async def test_a_head_that_lost_its_memory_leads_to_a_new_attempt(plane: ControlPlane) -> None:
     experiment_id = await plane.submit()
     await plane.step_until(experiment_id, State.RUNNING)
