@@ -1,6 +1,8 @@
 """ASHA against the whole grid of 27 points: the images it spends, and how good its best is.
 
-    python benchmarks/asha.py [--quick] [--epochs 27] [--dataset digits]
+    python benchmarks/asha.py [--quick] [--epochs 27] [--dataset digits] [--grid FILE]
+
+`--grid` keeps what the grid's trials showed, and takes it from there where it is kept already.
 
 Every trial is trained for real, a resnet8 in this project's own loop, two at a time, without Ray,
 which would add nothing here. A trial is a function of its spec and seed, so one that is stopped
@@ -15,12 +17,13 @@ that chose them is left out: the largest of 27 accuracies is lucky, and the grid
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from heapq import heappop, heappush
 from multiprocessing import get_context
@@ -58,12 +61,13 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="3 epochs a trial: a check that it runs")
     parser.add_argument("--epochs", type=int, default=27)
     parser.add_argument("--dataset", default="digits")
+    parser.add_argument("--grid", type=Path, help="a file that keeps the grid")
     arguments = parser.parse_args()
     sweep = complete(sweep_of(arguments.dataset, epochs=3 if arguments.quick else arguments.epochs))
     trials = list(planned_trials(sweep))
     started_s = time.perf_counter()
     with tempfile.TemporaryDirectory() as temporary, workers() as pool:
-        grid = dict(zip((trial.id for trial in trials), pool.map(partial(train, temporary), trials), strict=True))
+        grid = recorded_grid(arguments.grid, partial(run_grid, pool, temporary, trials))
         stopped_at = run_asha(sweep, trials, grid, Path(temporary))
         best = best_of(trials, grid)
         chosen = best_of([trial for trial in trials if stopped_at[trial.id] == trial.spec.epochs], grid)
@@ -147,6 +151,19 @@ def use_one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+def recorded_grid(kept: Path | None, run: Callable[[], dict[str, Recorded]]) -> dict[str, Recorded]:
+    if kept is not None and kept.exists():
+        return {name: Recorded(**row) for name, row in json.loads(kept.read_text()).items()}
+    grid = run()
+    if kept is not None:
+        kept.write_text(json.dumps({name: asdict(recorded) for name, recorded in grid.items()}))
+    return grid
+
+
+def run_grid(pool: ProcessPoolExecutor, folder: str, trials: Sequence[PlannedTrial]) -> dict[str, Recorded]:
+    return dict(zip((trial.id for trial in trials), pool.map(partial(train, folder), trials), strict=True))
 
 
 def train(folder: str, trial: PlannedTrial) -> Recorded:

@@ -11,24 +11,19 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-import torch.distributed as dist
-from torch import Tensor
-
 from trainer import metric_names
-from trainer.checkpoint import CheckpointStore, capture, restore
-from trainer.context import ParentTrial, TrialContext
+from trainer.checkpoint import CheckpointStore, capture
+from trainer.context import TrialContext
 from trainer.data.dataset import Dataset
-from trainer.data.order import epoch_batches, steps_per_epoch
 from trainer.data.prepare import prepare
-from trainer.data.reader import BatchReader
+from trainer.divergence import non_finite_loss
 from trainer.epoch_report import EpochReport, OnEpoch
-from trainer.errors import BatchTooLarge, CheckpointMissing, NonFiniteLoss, Stopped
+from trainer.errors import BatchTooLarge, Stopped
 from trainer.evaluation import Evaluation
+from trainer.feed import Feed
 from trainer.learner import prepare_learner
 from trainer.memory import require_memory
 from trainer.optim import build_optimizer
@@ -38,13 +33,13 @@ from trainer.products import leave_products
 from trainer.provenance import require_same_data
 from trainer.record import describe_run
 from trainer.recorder import DRAIN_S
+from trainer.resumption import resume
 from trainer.schedule import learning_rate
 from trainer.scribe import Scribe, StopKind
 from trainer.spec import PretrainSpec
 from trainer.step import StepOutcome, Stepper
 from trainer.storage import Storage, open_storage
 from trainer.team import Team
-from trainer.transfer import to_device
 from trainer.views import ViewDrawer
 
 if TYPE_CHECKING:
@@ -100,7 +95,8 @@ class Run:
             datasets_dir=Path(context.datasets_dir) if context.datasets_dir else None,
             validation_ratio=spec.data.validation_ratio,
         )
-        self.steps_per_epoch = steps_per_epoch(len(self.dataset.pretrain), spec.batch_size)
+        self.feed = Feed(self.dataset.pretrain, seed=spec.seed, batch_size=spec.batch_size, team=team)
+        self.steps_per_epoch = self.feed.steps_per_epoch
         self._storage: Storage = scribe.storage if scribe is not None else open_storage(context.storage)
         self._require_memory()
         self.precision: Precision = resolve_precision(spec.precision, team.device)
@@ -157,26 +153,16 @@ class Run:
             require_memory(self.spec, num_classes=self.dataset.num_classes, team=self.team)
         except BatchTooLarge as error:  # on all ranks alike
             has_checkpoint = self.team.is_first and bool(self._storage.list(self.context.key("checkpoints/")))
-            if not _agree_on(int(has_checkpoint), self.team):
+            if not self.team.agree_on(int(has_checkpoint)):
                 raise
             logger.warning("%s; goes on from its checkpoint all the same", error)
 
     def _resume(self) -> int:
-        """Restore the newest checkpoint, the same one on every rank, and return its step."""
-        store = (
-            self.scribe.checkpoints
-            if self.scribe is not None
-            else CheckpointStore(self._storage, self.context, fence=None)
+        checkpoints = (
+            CheckpointStore(self._storage, self.context, fence=None) if self.scribe is None else self.scribe.checkpoints
         )
-        step = store.latest_step() if self.team.is_first else 0
-        step = _agree_on(step, self.team)
-        if not step and self.context.parent is not None and self.context.is_only_trial:
-            raise _nothing_to_continue(self.context.parent)  # a sweep's trial may be one its parent did not have
-        if step:
-            restore(store.load(step), self.learner, self.optimizer)
-            logger.info("resumed from the checkpoint of step %d", step)
-        self.last_step = step
-        return step
+        self.last_step = resume(checkpoints, self.learner, self.optimizer, team=self.team, context=self.context)
+        return self.last_step
 
     def _check_parity(self, first_step: int) -> None:
         """Compare the gradient of this team with that of one worker, and record by how much they differ."""
@@ -217,13 +203,13 @@ class Run:
         self.learner.train()
         read_every = READ_EVERY_STEPS_CUDA if self.team.device.type == "cuda" else 1
         unread: list[tuple[int, float, StepOutcome]] = []
-        for step, images_BHWC, labels_B, ids_B in self._batches(epoch, first_step):
-            views_2BCHW = self.drawer.draw_pair(images_BHWC, sample_ids_B=ids_B, epoch=epoch)
-            rate = self._learning_rate(step)
+        for batch in self.feed.read(epoch, first_step=first_step):
+            views_2BCHW = self.drawer.draw_pair(batch.images, sample_ids_B=batch.sample_ids, epoch=epoch)
+            rate = self._learning_rate(batch.step)
             wishes_stop = self.scribe is not None and self.scribe.stop_wish is not None
-            outcome = self.stepper(views_2BCHW, labels_B, learning_rate=rate, wishes_stop=wishes_stop)
-            self.last_step = step + 1
-            unread.append((step + 1, rate, outcome))
+            outcome = self.stepper(views_2BCHW, batch.labels, learning_rate=rate, wishes_stop=wishes_stop)
+            self.last_step = batch.step + 1
+            unread.append((self.last_step, rate, outcome))
             is_epoch_end = self.last_step % self.steps_per_epoch == 0
             if is_epoch_end or self.last_step % read_every == 0:
                 should_stop = self._read(unread)
@@ -232,28 +218,6 @@ class Run:
                     return should_stop
                 self._keep()
         return False
-
-    def _batches(self, epoch: int, first_step: int) -> Iterator[tuple[int, Tensor, Tensor | None, Tensor]]:
-        """Yield (global step from 0, images, labels, sample ids) of this rank's part of each batch."""
-        epoch_start = epoch * self.steps_per_epoch
-        start = max(epoch_start, first_step)
-        positions = epoch_batches(
-            seed=self.spec.seed,
-            epoch=epoch,
-            num_images=len(self.dataset.pretrain),
-            batch_size=self.spec.batch_size,
-            rank=self.team.rank,
-            num_workers=self.team.world_size,
-            first_step=start - epoch_start,
-        )
-        device = self.team.device
-        for step, batch in enumerate(BatchReader(self.dataset.pretrain).read(positions), start=start):
-            yield (
-                step,
-                to_device(torch.from_numpy(batch.images), device),
-                None if batch.labels is None else to_device(torch.from_numpy(batch.labels), device),
-                torch.from_numpy(batch.sample_ids),  # on the CPU, where their draws are decided
-            )
 
     def _learning_rate(self, step: int) -> float:
         return learning_rate(
@@ -269,7 +233,7 @@ class Run:
         for step, rate, outcome in unread:
             values = outcome.metrics()
             if not math.isfinite(values[metric_names.LOSS]):
-                raise _non_finite(step, outcome.local_loss, self.team)
+                raise non_finite_loss(step, outcome.local_loss, self.team)
             if self.scribe is not None:
                 if not self._has_stepped:
                     self.scribe.mark("first_step")
@@ -292,7 +256,7 @@ class Run:
             if self.on_epoch is not None and epoch < self.spec.epochs:
                 report = EpochReport(epoch=epoch, step=self.last_step, metrics=values)
                 should_stop = self.on_epoch(report)
-        return bool(_agree_on(int(should_stop), self.team)) if self.on_epoch is not None else False
+        return bool(self.team.agree_on(int(should_stop))) if self.on_epoch is not None else False
 
     def _finish(self, *, is_early: bool) -> None:
         """Measure what was learned, write the bundle and the completion marker."""
@@ -336,41 +300,7 @@ class Run:
 
     def _agreed_stop(self) -> StopKind:
         wish = self.scribe.stop_wish if self.scribe is not None else None
-        return "cancel" if _agree_on(int(wish == "cancel"), self.team) else "pause"
-
-
-def _agree_on(value: int, team: Team) -> int:
-    """Return rank 0's value on every rank."""
-    if team.group is None:
-        return value
-    shared = torch.tensor([value], dtype=torch.int64, device=team.device)
-    dist.broadcast(shared, group_src=0, group=team.group)
-    return int(shared.item())
-
-
-def _nothing_to_continue(parent: ParentTrial) -> CheckpointMissing:
-    return CheckpointMissing(
-        f"{parent.experiment_id}, which this experiment continues, has no checkpoint that can be read; clone it "
-        "to train from the start",
-        experiment_id=parent.experiment_id,
-        trial_id=parent.trial_id,
-    )
-
-
-def _non_finite(step: int, local_loss: Tensor, team: Team) -> NonFiniteLoss:
-    """Return the error, naming the first rank whose own loss was not finite; called by all ranks."""
-    losses = [local_loss.clone() for _ in range(team.world_size)]
-    if team.group is not None:
-        dist.all_gather(losses, local_loss, group=team.group)
-    values = [float(loss) for loss in losses]
-    rank = next((index for index, value in enumerate(values) if not math.isfinite(value)), 0)
-    return NonFiniteLoss(
-        f"the loss became {values[rank]} at step {step} on rank {rank}; lower optim.base_lr, lengthen "
-        "optim.warmup_epochs, raise loss.temperature, or use precision float32",
-        step=step,
-        rank=rank,
-        value=str(values[rank]),
-    )
+        return "cancel" if self.team.agree_on(int(wish == "cancel")) else "pause"
 
 
 def _in_words(values: dict[str, float]) -> str:

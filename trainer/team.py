@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from torch.distributed import ProcessGroup
 
 from trainer.small_messages import SmallMessages
@@ -32,6 +33,14 @@ class Team:
         size, rest = divmod(total, self.world_size)
         start = self.rank * size + min(self.rank, rest)
         return slice(start, start + size + (self.rank < rest))
+
+    def agree_on(self, value: int) -> int:
+        """Return rank 0's value on every rank, which all call."""
+        if self.group is None:
+            return value
+        shared = torch.tensor([value], dtype=torch.int64, device=self.device)
+        dist.broadcast(shared, group_src=0, group=self.group)
+        return int(shared.item())
 
 
 def usable_workers(batch_size: int, available: int) -> int:

@@ -75,8 +75,8 @@ class DemoResult:
         return {**members, **metrics, "encoder": encoder, "is_better": self.is_better}
 
 
-def run_demo(settings: Settings, *, seed: int, report: Report, console: Console) -> DemoResult:
-    """Start the stack, pretrain by `DEMO`, save the encoder, and end the stack again.
+def run_demo(settings: Settings, *, seed: int, epochs: int | None, report: Report, console: Console) -> DemoResult:
+    """Start the stack, pretrain by `DEMO` (or for so many epochs), save the encoder, and end the stack again.
 
     Raises:
         SettingsError, StackFailed: As `running_stack`; a port that others hold is no obstacle.
@@ -89,8 +89,9 @@ def run_demo(settings: Settings, *, seed: int, report: Report, console: Console)
         running_stack(settings, command="demo", report=report) as stack,
         Client(stack.settings.base_url, token=token) as client,
     ):
-        experiment = client.submit(_document(seed))
-        report("Demo", f"{experiment['id']}: {DEMO['spec']['epochs']} epochs of SimCLR on openmoji, seed {seed}")
+        document = _document(seed, epochs)
+        experiment = client.submit(document)
+        report("Demo", f"{experiment['id']}: {document['spec']['epochs']} epochs of SimCLR on openmoji, seed {seed}")
         try:
             experiment = show_progress(client, experiment, console=console)
         except BaseException:
@@ -101,9 +102,9 @@ def run_demo(settings: Settings, *, seed: int, report: Report, console: Console)
         return _result(client, experiment, folder=settings.home_dir / "demo")
 
 
-def _document(seed: int) -> dict[str, Any]:
+def _document(seed: int, epochs: int | None) -> dict[str, Any]:
     document = copy.deepcopy(DEMO)
-    document["spec"]["seed"] = seed
+    document["spec"] |= {"seed": seed} | ({} if epochs is None else {"epochs": epochs})
     return document
 
 

@@ -28,6 +28,7 @@ def register(app: typer.Typer) -> None:
 def demo(
     *,
     seed: Annotated[int, typer.Option(min=0, help="Seed of weights, order and views.")] = 0,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Fewer end sooner, and the encoder is worth less.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Pretrain a small encoder on the embedded images, and say what it is worth."""
@@ -35,7 +36,7 @@ def demo(
 
     with outcome(as_json=as_json):
         console = Console(stderr=as_json, highlight=False)
-        result = run_demo(_settings(), seed=seed, report=_reporter(console), console=console)
+        result = run_demo(_settings(), seed=seed, epochs=epochs, report=_reporter(console), console=console)
         if as_json:
             print_json(result.document())
         else:

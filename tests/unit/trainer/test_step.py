@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
+from trainer.divergence import non_finite_loss
 from trainer.encoder import checkpoint_blocks
 from trainer.errors import NonFiniteLoss
 from trainer.learner import SupervisedLearner, build_learner
-from trainer.loop import _non_finite
 from trainer.optim import build_optimizer
 from trainer.precision import resolve_precision
 from trainer.spec import PretrainSpec
@@ -85,7 +85,7 @@ def test_the_supervised_baseline_learns_from_labels_and_needs_them() -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_is_named_with_step_rank_and_value(value: float) -> None:
-    error = _non_finite(17, torch.tensor(value), Team())
+    error = non_finite_loss(17, torch.tensor(value), Team())
     assert isinstance(error, NonFiniteLoss)
     assert error.context == {"step": 17, "rank": 0, "value": str(value)}
     assert "step 17 on rank 0" in str(error)
