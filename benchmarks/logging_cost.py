@@ -3,7 +3,8 @@
     python benchmarks/logging_cost.py [--quick] [--threads 2]
 
 resnet8, random images of 32 px, N = 256. The bare loop reads, draws the same views and makes the
-same updates; it keeps nothing. The run beside it is a whole one, with a directory as storage and
+same updates, through the same batch norm; it keeps nothing. The run beside it is a whole one, with
+a directory as storage and
 
 - an MLflow that takes everything at once: a stub, so that what a server computes is not counted here;
 - an MLflow that is a black hole: it accepts connections and never answers.
@@ -109,7 +110,7 @@ def run_bare(spec: PretrainSpec, folder: Path, turns: Turns) -> None:
     from trainer.data.order import epoch_batches
     from trainer.data.prepare import prepare
 
-    drawer, stepper = build_parts(spec)
+    drawer, stepper = build_parts(spec, batch_norm="global")
     subset = prepare(
         spec.data.dataset,
         image_size=spec.data.image_size,

@@ -22,22 +22,21 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.harness.memory_group import MemoryGroup, memory_group
 from benchmarks.harness.noise_run import BATCH_SIZE, SIDE, build_parts, noise_spec
+from benchmarks.harness.packed_noise import Noise, drop_from_page_cache
 from benchmarks.harness.turns import Contender, Turns, contender, take_turns, times, times_cpu, verdict
 from trainer.data.dataset import Dataset, StoredImages, Subset
-
-if TYPE_CHECKING:
-    from trainer.data.source import SourceSplits
 
 MEGABYTE: Final = 10**6
 READS_A_TURN: Final = 12  # batches
@@ -46,44 +45,6 @@ READING: Final = ("packed", "plain")
 TRAINING: Final = ("from-shards", "from-memory")
 GOAL_READING: Final = 2.0  # times the rate of a step
 GOAL_TRAINING: Final = 0.95  # of the rate in memory
-GROUPS: Final = (("/sys/fs/cgroup", "memory.max"), ("/sys/fs/cgroup/memory", "memory.limit_in_bytes"))
-
-
-class Noise:
-    """Random images, as many as asked for."""
-
-    def __init__(self, num_images: int) -> None:
-        self._num_images = num_images
-
-    def fingerprint(self) -> str:
-        return f"noise {self._num_images}"
-
-    def open(self) -> SourceSplits:
-        from trainer.data.source import SourceSplit, SourceSplits
-
-        split = SourceSplit(num_images=self._num_images, blocks=NoiseBlocks(range(self._num_images)))
-        return SourceSplits(train=split, test=None, class_names=None)
-
-
-class NoiseBlocks:
-    """Random images in blocks."""
-
-    BLOCK: Final = 4096
-
-    def __init__(self, rows: range) -> None:
-        self._rows = rows
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, rows: slice) -> NoiseBlocks:
-        return NoiseBlocks(self._rows[rows])
-
-    def __call__(self, image_size: int) -> Iterator[NDArray[np.uint8]]:
-        generator = np.random.default_rng(self._rows.start)
-        for start in range(0, len(self), self.BLOCK):
-            count = min(self.BLOCK, len(self) - start)
-            yield generator.integers(0, 256, (count, image_size, image_size, 3), np.uint8)
 
 
 class PlainMaps:
@@ -112,10 +73,7 @@ def pack_noise(folder: Path, *, size_bytes: int) -> None:
     pack(Noise(size_bytes // (SIDE * SIDE * 3)), folder / READING[0] / "noise", image_size=SIDE)
     for name in (READING[1], TRAINING[0]):
         shutil.copytree(folder / READING[0], folder / name)
-    for path in folder.glob("*/noise/*.raw"):
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    drop_from_page_cache(folder.glob("*/noise/*.raw"))
 
 
 def open_dataset(folder: Path) -> Dataset:
@@ -170,30 +128,9 @@ def train_in_turns(folder: Path, name: str) -> None:
                 turns.over(STEPS_A_TURN * BATCH_SIZE)
 
 
-@contextmanager
-def memory_group(limit_bytes: int) -> Iterator[Path | None]:
-    """Yield a control group that may take so much memory, or None where none can be made."""
-    for root, limit in GROUPS:
-        group = Path(root) / f"streaming-{os.getpid()}"
-        try:
-            group.mkdir()
-        except OSError:
-            continue
-        if not (group / limit).exists():  # the kernel makes it, where the group can limit memory
-            group.rmdir()
-            continue
-        try:
-            (group / limit).write_text(str(limit_bytes))
-            yield group
-        finally:
-            group.rmdir()
-        return
-    yield None
-
-
-def measure(folder: Path, group: Path | None, *, rounds: int) -> None:
+def measure(folder: Path, group: MemoryGroup | None, *, rounds: int) -> None:
     def turns_of(stack: ExitStack, names: Sequence[str]) -> list[Contender]:
-        words = ("--folder", folder, *(("--group", group) if group else ()))
+        words = ("--folder", folder, *(("--group", group.folder) if group else ()))
         return [stack.enter_context(contender(*words, "--contender", name)) for name in names]
 
     with ExitStack() as stack:
@@ -219,7 +156,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.contender:
         if arguments.group and arguments.contender in READING:
-            (arguments.group / "cgroup.procs").write_text(str(os.getpid()))
+            MemoryGroup(arguments.group).join()
         work = read_in_turns if arguments.contender in READING else train_in_turns
         work(arguments.folder, arguments.contender)
         return

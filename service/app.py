@@ -26,6 +26,7 @@ from service.edge.openapi import install_openapi
 from service.edge.pages import login_page
 from service.edge.problems import install_handlers
 from service.edge.rate_limit import RateLimit
+from service.edge.recent_callers import RecentCallers
 from service.errors import SettingsError
 from service.housekeeping import Housekeeping
 from service.intake.lifecycle_verbs import Deletions
@@ -102,6 +103,7 @@ def create_app(*, settings: Settings, store: Store, cluster: Cluster, tracking: 
         capacity=RecentCapacity(cluster),
         datasets=DatasetFacts(settings),
         rate_limit=RateLimit(settings.rate_limit),
+        recent_callers=RecentCallers(),
         paging_key=paging_key(settings),
         wake_dispatcher=dispatcher.wake,
         registry=registry,

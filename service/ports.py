@@ -171,8 +171,9 @@ class Store(Protocol):
     async def list(self, query: ListQuery) -> Page:
         """Return a keyset page.
 
-        Its cost does not grow with the number stored: in every order where nothing or the owner
-        filters, in order of creation under any filter.
+        Its cost does not grow with the number stored under any one filter and with an owner beside
+        it, in every order; under a label only in order of creation. Of several filters the later
+        ones pass over what the first walks by.
         """
 
     async def count_by_state(self) -> Mapping[State, int]:

@@ -10,8 +10,11 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, PlainSerializer, SecretStr
+from pydantic import Field, PlainSerializer, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from trainer.data.files import local_path
+from trainer.errors import DataError
 
 __all__ = ["Settings"]
 
@@ -38,6 +41,15 @@ class Settings(BaseSettings):
     datasets: Path | None = None
     allowed_hosts: Annotated[tuple[str, ...], PlainSerializer(list)] = ()  # besides loopback and `host`
     bootstrap_token: SecretStr | None = None  # an admin token's secret, for a first start on an open address
+
+    @field_validator("datasets")
+    @classmethod
+    def _a_folder(cls, datasets: Path | None) -> Path | None:
+        """Refuse an address, which would be a folder without data sets otherwise."""
+        try:
+            return None if datasets is None else local_path(datasets)
+        except DataError as error:
+            raise ValueError(error.message) from error
 
     @property
     def home_dir(self) -> Path:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from trainer.context import TrialContext
 from trainer.epoch_report import EpochReport, OnEpoch
@@ -20,6 +21,9 @@ from trainer.fence import take_fence
 from trainer.outcome import left_outcome
 from trainer.spec import PretrainSpec, WorkerRange
 from trainer.storage import BlobMissing, open_storage
+
+if TYPE_CHECKING:
+    from trainer.lean_trainer import LeanTrainer
 
 __all__ = ["EpochReport", "OnEpoch", "TrialFailed", "TrialResult", "run_trial", "run_trial_in_process"]
 
@@ -112,18 +116,17 @@ def _ended_trial(context: TrialContext, failure: TrialFailed | None = None) -> T
 
 
 def _through_ray(spec: PretrainSpec, context: TrialContext, on_epoch: OnEpoch | None) -> TrialResult:
-    from ray.train.v2.api.exceptions import TrainingFailedError
+    from trainer.train_controller import fit
 
     failure = None
-    try:
-        _trainer(spec, context, on_epoch).fit()
-    except TrainingFailedError as error:
+    if (error := fit(partial(_trainer, spec, context, on_epoch))) is not None:
         failure = TrialFailed(f"the workers of trial {context.trial_id} failed: {_cause(error)}")
         failure.__cause__ = error
     return _ended_trial(context, failure)
 
 
-def _trainer(spec: PretrainSpec, context: TrialContext, on_epoch: OnEpoch | None) -> Any:
+def _trainer(spec: PretrainSpec, context: TrialContext, on_epoch: OnEpoch | None) -> LeanTrainer:
+    """Return what trains the trial; called in the controller's process, the only one but the workers with Ray Train."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
 
     from trainer.lean_trainer import LeanTrainer

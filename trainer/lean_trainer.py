@@ -1,4 +1,4 @@
-"""Ray Train without the processes that a run of this project has no use for."""
+"""Ray Train without the processes that a run of this project has no use for, and outside its driver."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ from typing import Any
 
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.v2._internal.execution.failure_handling import create_failure_policy
+from ray.train.v2._internal.execution.scaling_policy import create_scaling_policy
+from ray.train.v2._internal.util import ObjectRefWrapper
 from ray.train.v2.api.callback import RayTrainCallback
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
@@ -28,6 +32,16 @@ class LeanTrainer(DataParallelTrainer):
     def __init__(self, function: Any, *, is_only_one: bool, **options: Any) -> None:
         super().__init__(function, **options)
         self._unused = (DatasetsCallback, *((PlacementGroupCleanerCallback,) if is_only_one else ()))
+
+    def controller(self) -> TrainController:
+        """Return what `fit` would start an actor with, for the actor that calls this to run."""
+        return TrainController(
+            train_fn_ref=ObjectRefWrapper(self._get_train_func()),
+            train_run_context=self.train_run_context,
+            scaling_policy=create_scaling_policy(self.scaling_config),  # type: ignore[arg-type] # Ray shows types of its first version
+            failure_policy=create_failure_policy(self.run_config.failure_config),  # type: ignore[arg-type] # likewise
+            callbacks=self._create_default_callbacks(),
+        )
 
     def _create_default_callbacks(self) -> list[RayTrainCallback]:
         return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, self._unused)]

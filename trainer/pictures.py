@@ -1,4 +1,4 @@
-"""Pictures of a run, as the bytes of PNG files: curves, a map of h, neighbours, confusions.
+"""Pictures of a run, as the bytes of PNG files: curves, a map of h, confusions.
 
 Drawn through matplotlib's objects; its global state (pyplot) is never touched, so any thread can.
 """
@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-__all__ = ["confusion_png", "curve_png", "embedding_png", "neighbours_png"]
+__all__ = ["confusion_png", "curve_png", "embedding_png"]
 
 DPI: Final = 110
 MAX_LEGEND: Final = 20  # classes that are named beside a map
@@ -68,39 +68,6 @@ def embedding_png(
         axes.scatter(chosen[:, 0], chosen[:, 1], s=6, alpha=0.7, label=_plain(name), color=_color(index))
     if len(class_names) <= MAX_LEGEND:
         axes.legend(fontsize="x-small", markerscale=2, loc="center left", bbox_to_anchor=(1, 0.5))
-    return _png(figure)
-
-
-def neighbours_png(
-    query_images_QHWC: NDArray[np.uint8],
-    query_features_QR: NDArray[np.float32],
-    *,
-    bank_images_MHWC: Any,
-    bank_features_MR: NDArray[np.float32],
-    num_neighbours: int = 8,
-    title: str = "Nearest neighbours by h",
-) -> bytes:
-    """Return a gallery: each row a query and, right of it, its nearest images of the bank by cosine.
-
-    Args:
-        query_images_QHWC: uint8 RGB, a row each.
-        query_features_QR: Their h.
-        bank_images_MHWC: uint8 RGB; an array, or rows that an index array picks from.
-        bank_features_MR: Their h.
-        num_neighbours: Images a row, besides the query.
-        title: Above the picture.
-    """
-    similarity_QM = _unit(query_features_QR) @ _unit(bank_features_MR).T
-    nearest = np.argsort(-similarity_QM, axis=1, kind="stable")[:, :num_neighbours]
-    gap = np.full((query_images_QHWC.shape[1], 4, 3), 255, np.uint8)
-    rows = [
-        np.concatenate([query, gap, *bank_images_MHWC[row]], axis=1)
-        for query, row in zip(query_images_QHWC, nearest, strict=True)
-    ]
-    picture = np.concatenate(rows)
-    figure, axes = _figure(7, 7 * picture.shape[0] / picture.shape[1] + 0.5, title)
-    axes.imshow(picture, interpolation="nearest")
-    axes.set_axis_off()
     return _png(figure)
 
 
@@ -159,9 +126,3 @@ def _principal_components(features_MR: NDArray[np.float32]) -> NDArray[np.float6
     directions *= np.sign(directions[np.arange(len(directions)), np.abs(directions).argmax(axis=1)])[:, None]
     points: NDArray[np.float64] = centred_MR @ directions.T
     return np.pad(points, ((0, 0), (0, 2 - points.shape[1])))
-
-
-def _unit(features: NDArray[np.float32]) -> NDArray[np.float32]:
-    norms: NDArray[np.float32] = np.linalg.norm(features, axis=1, keepdims=True)
-    units: NDArray[np.float32] = features / norms.clip(np.finfo(np.float32).tiny)
-    return units

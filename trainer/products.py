@@ -19,6 +19,7 @@ from trainer.data.dataset import Dataset
 from trainer.encoder import Encoder
 from trainer.evaluation import FinalEvaluation
 from trainer.export import write_bundle
+from trainer.gallery import neighbours_grid
 from trainer.model_registry import ENCODER_FOLDER
 from trainer.scribe import Scribe
 from trainer.spec import PretrainSpec
@@ -73,6 +74,13 @@ def leave_products(
 def _pictures(
     scribe: Scribe, dataset: Dataset, final: FinalEvaluation, drawer: ViewDrawer
 ) -> Iterator[tuple[str, bytes]]:
+    yield "views", _png(_preview(dataset, drawer))
+    yield "neighbours", _png(_neighbours(dataset, final))
+    if scribe.context.is_only_trial:  # a sweep's are compared in its report and in MLflow, which draws curves
+        yield from _drawings(scribe, dataset, final)
+
+
+def _drawings(scribe: Scribe, dataset: Dataset, final: FinalEvaluation) -> Iterator[tuple[str, bytes]]:
     from trainer.pictures import confusion_png, curve_png, embedding_png  # matplotlib takes a second
 
     series = scribe.series(metric_names.LOSS, metric_names.KNN_ACCURACY)
@@ -88,23 +96,20 @@ def _pictures(
                 {"h": series[metric_names.KNN_ACCURACY]}, title="kNN accuracy of h", y_label="0..1", baselines=baselines
             ),
         )
-    yield "views", _preview(dataset, drawer)
     labels = dataset.validation.labels
     yield "embedding", embedding_png(final.validation_h, labels, dataset.class_names)
-    yield "neighbours", _neighbours(dataset, final)
     if final.predictions is not None and labels is not None and dataset.class_names is not None:
         yield "confusion", confusion_png(labels, final.predictions, dataset.class_names)
 
 
-def _preview(dataset: Dataset, drawer: ViewDrawer) -> bytes:
+def _preview(dataset: Dataset, drawer: ViewDrawer) -> NDArray[np.uint8]:
     positions = np.arange(min(NUM_PREVIEWED, len(dataset.pretrain)))
-    grid = preview_grid(
+    return preview_grid(
         torch.from_numpy(dataset.pretrain.take(positions)),
         drawer,
         sample_ids_B=torch.from_numpy(dataset.pretrain.sample_ids[positions]),
         epoch=0,
     )
-    return _png(grid)
 
 
 def _png(image_HWC: NDArray[np.uint8]) -> bytes:
@@ -113,11 +118,9 @@ def _png(image_HWC: NDArray[np.uint8]) -> bytes:
     return buffer.getvalue()
 
 
-def _neighbours(dataset: Dataset, final: FinalEvaluation) -> bytes:
-    from trainer.pictures import neighbours_png
-
+def _neighbours(dataset: Dataset, final: FinalEvaluation) -> NDArray[np.uint8]:
     positions = np.linspace(0, len(dataset.validation) - 1, min(NUM_QUERIES, len(dataset.validation))).astype(np.int64)
-    return neighbours_png(
+    return neighbours_grid(
         dataset.validation.take(positions),
         final.validation_h[positions],
         bank_images_MHWC=dataset.pretrain,

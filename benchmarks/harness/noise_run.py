@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from benchmarks.harness.turns import Turns
 from trainer.context import PRETRAIN_TRIAL_ID, TrialContext
@@ -71,10 +71,14 @@ def train_in_turns(spec: PretrainSpec, context: TrialContext, turns: Turns) -> N
     train(spec, context, Team(), on_epoch=on_epoch)
 
 
-def build_parts(spec: PretrainSpec) -> tuple[ViewDrawer, Stepper]:
-    """Return what draws the views and what makes the updates of a run alone, as the loop builds them (not float64)."""
+def build_parts(spec: PretrainSpec, *, batch_norm: Literal["torch", "global"] = "torch") -> tuple[ViewDrawer, Stepper]:
+    """Return what draws the views and what makes the updates of a run alone, as the loop builds them (not float64).
+
+    `batch_norm`: the layers of torch, or those of the loop, which are more exact and slower.
+    """
     import torch
 
+    from trainer.batch_norm import globalize_batch_norm
     from trainer.learner import build_learner
     from trainer.optim import build_optimizer
     from trainer.precision import resolve_precision
@@ -84,6 +88,8 @@ def build_parts(spec: PretrainSpec) -> tuple[ViewDrawer, Stepper]:
 
     precision = resolve_precision(spec.precision, torch.device("cpu"))
     learner = build_learner(spec, num_classes=None, group=None).to(memory_format=torch.channels_last)
+    if batch_norm == "global":
+        globalize_batch_norm(learner, group=None)
     drawer = ViewDrawer(spec.views, image_size=SIDE, seed=spec.seed, dtype=precision.dtype, channels_last=True)
     optimizer = build_optimizer(spec.optim, learner)
     return drawer, Stepper(learner.train(), optimizer, team=Team(), precision=precision, micro_batch=None)

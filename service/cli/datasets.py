@@ -88,13 +88,14 @@ def pack(
 ) -> None:
     """Pack a data set of any size: decoded once, in parallel, then memory-mapped by every run."""
     with outcome(as_json=as_json):
+        from trainer.data.files import local_path
         from trainer.data.packing import pack as pack_data
         from trainer.data.packing import source_at
 
-        folder = target.expanduser().absolute()
+        folder = local_path(target)
         with _progress() as on_shard:
             packing = pack_data(
-                source_at(source.expanduser().absolute(), image_column=image_column, label_column=label_column),
+                source_at(local_path(source), image_column=image_column, label_column=label_column),
                 folder,
                 image_size=image_size,
                 num_workers=num_workers or os.cpu_count() or 1,
@@ -111,9 +112,10 @@ def pack(
 def verify(target: Packed, *, as_json: AsJson = False) -> None:
     """Read all of a packed data set and compare it with the digests it was written with."""
     with outcome(as_json=as_json):
+        from trainer.data.files import local_path
         from trainer.data.packed import verify as verify_packed
 
-        folder = target.expanduser().absolute()
+        folder = local_path(target)
         (print_json if as_json else print_members)(_document(folder, verify_packed(folder)))
 
 

@@ -33,6 +33,7 @@ __all__ = [
     "needs",
     "new_secret",
     "permission_of",
+    "secret_of",
 ]
 
 COOKIE: Final = "simclr_token"
@@ -95,7 +96,7 @@ async def authenticate(request: Request, *, store: Store, settings: Settings) ->
         Problem: 401 if the token is missing, wrong, revoked or expired.
         StoreUnavailable: If the database cannot say.
     """
-    secret = _secret(request)
+    secret = secret_of(request)
     if secret is None:
         if settings.is_loopback and settings.bootstrap_token is None and not await store.list_tokens():
             return LOCAL_ADMIN
@@ -138,7 +139,8 @@ async def ensure_guarded(store: Store, settings: Settings) -> None:
         )
 
 
-def _secret(request: Request) -> str | None:
+def secret_of(request: Request) -> str | None:
+    """Return the secret that a request came with, unchecked; None where it has none."""
     scheme, _, secret = request.headers.get("authorization", "").partition(" ")
     if scheme:
         return secret.strip() if scheme.lower() == "bearer" else ""

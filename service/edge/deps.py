@@ -18,15 +18,16 @@ from fastapi import APIRouter, Depends, Header, Path, Request
 from prometheus_client import CollectorRegistry
 
 from service.dataset_facts import DatasetFacts
-from service.edge.auth import PUBLIC, Caller, LoginRequired, authenticate, permission_of
+from service.edge.auth import PUBLIC, Caller, LoginRequired, authenticate, permission_of, secret_of
 from service.edge.event_feed import EventFeed
 from service.edge.middleware import MAX_BODY_BYTES, body_too_large
 from service.edge.observability import StateMetrics
 from service.edge.pages import wants_page
 from service.edge.problems import Problem, responses
 from service.edge.rate_limit import RateLimit
+from service.edge.recent_callers import RecentCallers
 from service.edge.strict_json import MalformedJson, parse
-from service.errors import BlobsUnavailable, ExperimentNotFound
+from service.errors import BlobsUnavailable, ExperimentNotFound, StoreUnavailable
 from service.ports import Cluster, ExperimentRecord, Idempotency, Role, Store, Tracking
 from service.recent_capacity import RecentCapacity
 from service.schemas import NO_NUL
@@ -66,6 +67,7 @@ class Services:
     capacity: RecentCapacity
     datasets: DatasetFacts
     rate_limit: RateLimit
+    recent_callers: RecentCallers
     paging_key: bytes
     wake_dispatcher: Callable[[], None]
     registry: CollectorRegistry
@@ -113,7 +115,7 @@ async def guard(request: Request, services: ServicesDep) -> Caller | None:
     if permission == PUBLIC:
         return None
     try:
-        caller = await authenticate(request, store=services.store, settings=services.settings)
+        caller = await _authenticated(request, services)
     except Problem as problem:
         if wants_page(request):
             raise LoginRequired from problem
@@ -122,6 +124,22 @@ async def guard(request: Request, services: ServicesDep) -> Caller | None:
     services.rate_limit.spend(caller.token_id or address)
     if not caller.may(Role(permission)):
         raise Problem(403, "role_insufficient", f"role {caller.role} is not enough; this needs {permission}")
+    return caller
+
+
+async def _authenticated(request: Request, services: Services) -> Caller:
+    """Return who calls, as a viewer while the database cannot say. Raises as `authenticate` does."""
+    secret, recent = secret_of(request), services.recent_callers
+    try:
+        caller = await authenticate(request, store=services.store, settings=services.settings)
+    except Problem:
+        recent.forget(secret)
+        raise
+    except StoreUnavailable:
+        if (known := recent.recall(secret)) is None:
+            raise
+        return known
+    recent.remember(secret, caller)
     return caller
 
 

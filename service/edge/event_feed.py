@@ -1,13 +1,14 @@
 """One reader of the event log for all streams: it asks once for what is new and wakes those it concerns.
 
 A stream keeps its own place in the log and reads from there when woken, so nothing is queued for
-it here, a slow one costs no memory, and a quiet one no query.
+it here, a slow one costs no memory, and a quiet one no query. Those woken at one place together
+share one reading.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Final
 
@@ -15,12 +16,15 @@ import structlog
 
 from service.edge.problems import Problem
 from service.errors import StoreUnavailable
-from service.ports import EVENTS_AT_ONCE, Store
+from service.experiment import TERMINAL
+from service.ports import EVENTS_AT_ONCE, Event, ExperimentRecord, Store
 
 __all__ = ["EventFeed", "News"]
 
 POLL_INTERVAL_S: Final = 0.25
 MAX_STREAMS: Final = 512  # each holds a socket; past this, watchers are asked to come back
+
+Reading = tuple[ExperimentRecord, Sequence[Event]]
 
 log = structlog.get_logger("service.events")
 
@@ -61,6 +65,8 @@ class EventFeed:
         self._max_streams = max_streams
         self._watchers: dict[str, set[News]] = {}
         self._is_wanted = asyncio.Event()
+        self._num_rings = 0
+        self._readings: dict[tuple[str, int, int], asyncio.Future[Reading]] = {}
         self.is_closed = False
 
     @property
@@ -87,8 +93,30 @@ class EventFeed:
             if not watchers:
                 del self._watchers[experiment_id]
 
+    async def read(self, experiment_id: str, *, after: int) -> Reading:
+        """Return the experiment and its first events behind `after`. Raises ExperimentNotFound, StoreUnavailable."""
+        key = (experiment_id, after, self._num_rings)  # what began before a ring may lack what it rang for
+        reading = self._readings.get(key)
+        if reading is None:
+            reading = self._readings[key] = asyncio.ensure_future(self._read(experiment_id, after=after))
+            reading.add_done_callback(lambda done: self._forget(key, done))
+        return await asyncio.shield(reading)
+
+    async def _read(self, experiment_id: str, *, after: int) -> Reading:
+        record = await self._store.get(experiment_id)
+        events = await self._store.events(after=after, experiment_id=experiment_id, limit=EVENTS_AT_ONCE)
+        if record.state not in TERMINAL and any(event.data.get("state") in TERMINAL for event in events):
+            record = await self._store.get(experiment_id)  # it ended between the two
+        return record, events
+
+    def _forget(self, key: tuple[str, int, int], reading: asyncio.Future[Reading]) -> None:
+        del self._readings[key]
+        if not reading.cancelled():
+            reading.exception()  # told to those who wait; they may all have left
+
     def ring(self, experiment_id: str) -> None:
         """Wake the watchers of an experiment for what no event tells: it was deleted."""
+        self._num_rings += 1
         for news in self._watchers.get(experiment_id, ()):
             news.ring(has_events=True)
 

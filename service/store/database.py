@@ -3,38 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from contextvars import copy_context
+from collections.abc import Callable
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
 from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, event, make_url
-from sqlalchemy.exc import (
-    ArgumentError,
-    DataError,
-    DBAPIError,
-    IntegrityError,
-    NotSupportedError,
-    ProgrammingError,
-)
-from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.exc import ArgumentError
 
-from service.errors import SettingsError, StoreUnavailable
+from service.errors import SettingsError
+from service.store.checkpoints import Checkpoints
+from service.store.connections import Connections
+from service.store.single_writer import SingleWriter
 
-__all__ = ["Database", "blocking_engine", "unreachable_is_unavailable"]
+__all__ = ["Database", "blocking_engine"]
 
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
 Work = Callable[Concatenate[Connection, Given], Result]
 
 _DRIVERS: Final = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg"}
-# Statements that the database understood and refused: faults of this program, not of the database.
-_REFUSALS: Final = (DataError, IntegrityError, NotSupportedError, ProgrammingError)
-
 # What a 202 has accepted must outlive a power cut. In WAL mode NORMAL keeps the file sound but may
 # lose the last commits; FULL syncs the log at each commit, a few milliseconds at most.
-_SQLITE_PRAGMAS: Final = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "journal_size_limit=67108864")
+_SQLITE_PRAGMAS: Final = (
+    "journal_mode=WAL",
+    "synchronous=FULL",
+    "foreign_keys=ON",
+    "wal_autocheckpoint=16384",  # pages, 64 MiB: long before, `Checkpoints` has moved most of it
+    "journal_size_limit=67108864",
+)
 _SQLITE_FILE: Final = ("auto_vacuum=INCREMENTAL",)  # heard only before the first table is made
 _READERS: Final = 4
 _POSTGRESQL_CONNECTIONS: Final = 20
@@ -44,7 +39,10 @@ class Database:
     """The engines of one database; nothing connects before the first transaction.
 
     A transaction is a function of a connection that runs whole in a thread: one change of threads
-    for all its statements. A caller who is cancelled leaves it running, and it may yet commit.
+    for all its statements. It is called once, or again after it was undone, so it does nothing but
+    use its connection. A caller who is cancelled before it began is forgotten; later it runs on and
+    may yet commit, as a connection that breaks before the answer has always left it open: a client
+    that must know asks again, with the same Idempotency-Key.
 
     Args:
         address: SQLAlchemy address. An in-memory SQLite cannot be shared by connections and is refused.
@@ -61,9 +59,15 @@ class Database:
             # is a lottery of growing sleeps; it is left for other processes.
             writer = _sqlite_engine(url, wait_s=wait_s, begin="BEGIN IMMEDIATE", num_connections=1)
             reader = _sqlite_engine(url, wait_s=wait_s, begin="BEGIN", num_connections=_READERS)
-            self.writers = Connections(writer, number=1, wait_s=wait_s)
+            self._checkpoints: Checkpoints | None = Checkpoints(
+                _sqlite_engine(url, wait_s=wait_s, begin="BEGIN", num_connections=1)
+            )
+            self.writers: SingleWriter | Connections = SingleWriter(
+                writer, wait_s=wait_s, on_commit=self._checkpoints.count_commit
+            )
             self.readers = Connections(reader, number=_READERS, wait_s=wait_s)
         else:
+            self._checkpoints = None
             server = _postgresql_engine(url, wait_s=wait_s)
             self.writers = self.readers = Connections(server, number=_POSTGRESQL_CONNECTIONS, wait_s=wait_s)
 
@@ -78,41 +82,13 @@ class Database:
     async def tidy(self) -> None:
         """Give a file's unused pages back and refresh what the planner knows; a server does both by itself."""
         if self.writers.engine.dialect.name == "sqlite":
-            await self.write(_tidy)
+            await self.read(_tidy)
 
     async def close(self) -> None:
         """Release connections and threads, once the transactions under way have ended."""
         await asyncio.gather(self.writers.close(), self.readers.close())
-
-
-class Connections:
-    """The connections of an engine, each with a thread, and the queue before them in order of arrival."""
-
-    def __init__(self, engine: Engine, *, number: int, wait_s: float) -> None:
-        self.engine = engine
-        self._wait_s = wait_s
-        self._free = asyncio.Semaphore(number)
-        self._threads = ThreadPoolExecutor(number, thread_name_prefix="database")
-
-    async def run(self, work: Callable[[Connection], Result]) -> Result:
-        """Return `work(connection)` of a whole transaction. Raises StoreUnavailable."""
-        try:
-            async with asyncio.timeout(self._wait_s):
-                await self._free.acquire()
-        except TimeoutError as error:
-            raise StoreUnavailable("The database is busy; try again later.") from error
-        running = asyncio.get_running_loop().run_in_executor(self._threads, copy_context().run, self._transact, work)
-        running.add_done_callback(lambda _: self._free.release())
-        return await running
-
-    async def close(self) -> None:
-        """Release connections and threads, once the transactions under way have ended."""
-        await asyncio.to_thread(self._threads.shutdown)
-        self.engine.dispose()
-
-    def _transact(self, work: Callable[[Connection], Result]) -> Result:
-        with unreachable_is_unavailable(), self.engine.begin() as connection:
-            return work(connection)
+        if self._checkpoints is not None:
+            await self._checkpoints.close()
 
 
 def _tidy(connection: Connection) -> None:
@@ -129,17 +105,6 @@ def blocking_engine(address: str) -> Engine:
     engine = create_engine(url, poolclass=NullPool)
     _begin_explicitly(engine, begin="BEGIN IMMEDIATE", pragmas=_SQLITE_FILE)
     return engine
-
-
-@contextmanager
-def unreachable_is_unavailable() -> Iterator[None]:
-    """Raise StoreUnavailable where the database is out of reach, locked, full or broken."""
-    try:
-        yield
-    except _REFUSALS:
-        raise
-    except (DBAPIError, PoolTimeout, OSError) as error:
-        raise StoreUnavailable("The database does not answer; try again later.") from error
 
 
 def _checked(address: str) -> URL:

@@ -60,6 +60,9 @@ def _statement(query: ListQuery, *, limit: int) -> Select[Any]:
 def _walk(query: ListQuery, state: State | None, *, limit: int) -> Select[Any]:
     statement = select(experiments.c.id)
     columns: tuple[Any, ...] = (experiments.c[_order_name(query)], experiments.c.id)
+    position: tuple[Any, ...] | None = query.after
+    if query.name is not None and _order_name(query) == "name":
+        columns, position = columns[1:], position and position[1:]  # they share the name: the id is the order
     for index, (key, value) in enumerate(sorted(query.labels.items())):
         label = experiment_labels.alias()
         statement = statement.join(label, label.c.experiment_id == experiments.c.id)
@@ -69,8 +72,8 @@ def _walk(query: ListQuery, state: State | None, *, limit: int) -> Select[Any]:
     for name, wanted in (("owner", query.owner), ("kind", query.kind), ("name", query.name), ("state", state)):
         if wanted is not None:
             statement = statement.where(experiments.c[name] == wanted)
-    if query.after is not None:
-        here, there = tuple_(*columns), tuple_(*query.after, types=[column.type for column in columns])
+    if position is not None:
+        here, there = tuple_(*columns), tuple_(*position, types=[column.type for column in columns])
         statement = statement.where(here < there if query.order_by.startswith("-") else here > there)
     ordered: Select[Any] = _ordered(statement, columns, query)
     return ordered.limit(limit)

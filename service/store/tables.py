@@ -137,19 +137,15 @@ experiments: Final = Table(
     Column("claim", Words),
     Column("claimed_until", Instant),
     Index("ix_experiments_queue", "state", "owner", "priority", "created_at", "id"),
-    # A page walks one of these from the position it is given: filters first, then the order, then
-    # the tie break. The common order has an index under each filter, the others under none.
+    # A page walks one of these from the position it is given: the owner if one is asked for, a
+    # filter, the order, the tie break. Under a name the order of names is that of ids.
     *(
         Index("ix_experiments_" + "_".join((*scope, *walk)), *scope, *walk, "id")
         for scope in ((), ("owner",))
-        for walk in (
-            ("created_at",),
-            ("name",),
-            ("priority",),
-            ("state", "created_at"),
-            ("kind", "created_at"),
-            ("name", "created_at"),
-        )
+        for filters in ((), ("state",), ("kind",), ("name",))
+        for order in ("created_at", "name", "priority")
+        for walk in [(*filters, order)]
+        if walk != ("name", "name")
     ),
 )
 

@@ -53,7 +53,6 @@ async def event_stream(
             if record.state in TERMINAL and not news.has_events:
                 return
             if not await news.wait(HEARTBEAT_S):
-                news.ring(has_events=True)  # another service may have deleted it
                 yield ServerSentEvent(event="heartbeat", data={"state": record.state.value})
 
 
@@ -62,10 +61,7 @@ async def _read(
 ) -> tuple[ExperimentRecord, Sequence[Event]]:
     """Return the experiment and its events behind `after`; where more are due, `news` says so."""
     try:
-        record = await services.store.get(record.id)
-        events = await services.store.events(after=after, experiment_id=record.id, limit=EVENTS_AT_ONCE)
-        if record.state not in TERMINAL and any(event.data.get("state") in TERMINAL for event in events):
-            record = await services.store.get(record.id)  # it ended between the two
+        record, events = await services.feed.read(record.id, after=after)
     except StoreUnavailable:
         await asyncio.sleep(RETRY_S)
         events = []

@@ -97,8 +97,12 @@ class LiveNumbers:
         while not self._is_complete:
             started_s = time.monotonic()
             async with self._is_asking, self._turns:
-                with suppress(Unavailable, ExperimentNotFound):
+                try:
                     await self._ask(await self._services.store.get(self._id))
+                except Unavailable:
+                    pass  # asked again
+                except ExperimentNotFound:  # another service has deleted it, which no event tells
+                    self._ring(has_events=True)
             took_s = time.monotonic() - started_s
             await asyncio.sleep(max(MIN_INTERVAL_S, took_s / LOAD_SHARE))
 
@@ -113,8 +117,11 @@ class LiveNumbers:
         self._found.extend(events)
         self.place += len(events)
         if events:
-            for news in self.watchers:
-                news.ring(has_events=False)
+            self._ring(has_events=False)
+
+    def _ring(self, *, has_events: bool) -> None:
+        for news in self.watchers:
+            news.ring(has_events=has_events)
 
     async def _metrics(self, record: ExperimentRecord) -> list[ServerSentEvent]:
         trials = await read_trials(record, self._services)

@@ -17,7 +17,7 @@ from typing import Any, Final, Self
 
 import psycopg
 
-__all__ = ["PostgresServer", "binaries", "fresh_database"]
+__all__ = ["PostgresServer", "binaries", "dump_database", "fresh_database", "restore_database"]
 
 DEADLINE_S: Final = 30.0
 
@@ -109,3 +109,24 @@ def fresh_database(server: PostgresServer, name: str) -> Iterator[str]:
         yield server.address(name)
     finally:
         server.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def dump_database(address: str, file: Path) -> None:
+    """Back a database up, in the words of docs/operations.md."""
+    _tool("pg_dump", "--format=custom", "--dbname", _libpq(address), "--file", str(file))
+
+
+def restore_database(address: str, file: Path) -> None:
+    """Restore it, likewise; who is connected may stay so."""
+    restore = ("--clean", "--if-exists", "--single-transaction", "--dbname", _libpq(address))
+    _tool("pg_restore", *restore, str(file))
+
+
+def _tool(name: str, *words: str) -> None:
+    """Run a tool of PostgreSQL's, of the server's version."""
+    subprocess.run([str(binaries() / name), *words], check=True, timeout=60)
+
+
+def _libpq(address: str) -> str:
+    """Return the address as PostgreSQL's own tools read it."""
+    return address.replace("+psycopg", "")

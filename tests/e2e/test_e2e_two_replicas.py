@@ -208,6 +208,7 @@ def test_both_answer_503_while_the_database_is_away_and_go_on_when_it_is_back(pa
                 assert_come_back(httpx2.get(f"{replica.url}/experiments", timeout=30))
                 assert_come_back(httpx2.post(f"{replica.url}/experiments", json=BODY, timeout=30))
                 assert httpx2.get(f"{replica.url}/livez").is_success
+        assert all(lag_s(replica) > OUTAGE_S / 2 for replica in pair.replicas)
     finally:
         pair.server.start()
     assert [experiments_told(replica) for replica in pair.replicas] == before

@@ -19,6 +19,7 @@ from tests.fakes.clock import Clock
 from tests.fakes.cluster import FakeCluster, Fate
 from tests.fakes.crash import CrashPoints
 from tests.fakes.tracking import FakeTracking
+from trainer.storage import Storage
 
 TEMPLATE = NewExperiment(
     id="",
@@ -37,14 +38,15 @@ TEMPLATE = NewExperiment(
 
 
 class ControlPlane:
-    def __init__(self, *, database: Path | str, home: Path, **settings: Any) -> None:
-        """Build one on a migrated database, a SQLite file or an address."""
+    def __init__(self, *, database: Path | str, home: Path, blobs: Storage | None = None, **settings: Any) -> None:
+        """Build one on a migrated database, a SQLite file or an address; without `blobs` they lie under `home`."""
         self.clock = Clock()
         address = database if isinstance(database, str) else f"sqlite:///{database}"
         self.store = SqlStore(address, clock=self.clock)
-        self.blobs = LosableStorage(home / "storage")
+        self.blobs: Any = blobs or LosableStorage(home / "storage")
         self.tracking = FakeTracking()
-        self.cluster = FakeCluster(clock=self.clock, blobs=LosableStorage(home / "storage"), tracking=self.tracking)
+        of_jobs = blobs or LosableStorage(home / "storage")
+        self.cluster = FakeCluster(clock=self.clock, blobs=of_jobs, tracking=self.tracking)
         self.points = CrashPoints()
         self.settings = Settings(home=home, cpus=8, mlflow_uri="http://mlflow.test", **settings)
         self.num_claims = 0

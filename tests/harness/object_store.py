@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from types import TracebackType
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 import boto3
 from moto.server import ThreadedMotoServer
@@ -13,9 +13,13 @@ from moto.server import ThreadedMotoServer
 from tests.harness.weak_link import WeakLink
 from trainer.storage import Storage, open_storage
 
+if TYPE_CHECKING:
+    from types_boto3_s3.client import S3Client
+
 __all__ = ["ObjectStore", "copy_blobs"]
 
 BUCKET: Final = "simclr"
+BACKUP: Final = "simclr-backup"
 
 
 class ObjectStore:
@@ -29,15 +33,18 @@ class ObjectStore:
         self._server.start()
         logging.getLogger("werkzeug").setLevel(logging.ERROR)  # it tells of every request
         self.link = WeakLink(self._server.get_host_and_port(), host=self._host).__enter__()
-        client = boto3.client(
+        for bucket in (BUCKET, BACKUP):
+            self._client().create_bucket(Bucket=bucket)
+        return self
+
+    def _client(self) -> S3Client:
+        return boto3.client(
             "s3",
             endpoint_url=self.environment["AWS_ENDPOINT_URL_S3"],
             region_name=self.environment["AWS_DEFAULT_REGION"],
             aws_access_key_id=self.environment["AWS_ACCESS_KEY_ID"],
             aws_secret_access_key=self.environment["AWS_SECRET_ACCESS_KEY"],
         )
-        client.create_bucket(Bucket=BUCKET)
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -59,6 +66,30 @@ class ObjectStore:
     def uri(self, name: str) -> str:
         """Return the address of a storage in its bucket."""
         return f"s3://{BUCKET}/{name}"
+
+    def back_up(self) -> None:
+        """Make the backup what the bucket is, as `aws s3 sync --delete` does."""
+        self._sync(BUCKET, BACKUP)
+
+    def restore(self) -> None:
+        """Make the bucket what the backup is."""
+        self._sync(BACKUP, BUCKET)
+
+    def empty(self) -> None:
+        """Lose all that is in the bucket."""
+        for key in self._keys(BUCKET):
+            self._client().delete_object(Bucket=BUCKET, Key=key)
+
+    def _sync(self, source: str, target: str) -> None:
+        client, wanted = self._client(), self._keys(source)
+        for key in wanted:
+            client.copy_object(Bucket=target, Key=key, CopySource={"Bucket": source, "Key": key})
+        for key in self._keys(target) - wanted:
+            client.delete_object(Bucket=target, Key=key)
+
+    def _keys(self, bucket: str) -> set[str]:
+        pages = self._client().get_paginator("list_objects_v2").paginate(Bucket=bucket)
+        return {found["Key"] for page in pages for found in page.get("Contents", ())}
 
     def use(self) -> None:
         """Let this process find it."""

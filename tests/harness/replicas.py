@@ -25,7 +25,7 @@ class Replica:
     """`python -m service` on one port, with these settings; it can be ended and started again."""
 
     def __init__(self, home: Path, **settings: str) -> None:
-        self._home = home
+        self.home = home
         self._port = free_port()
         self._environment = os.environ | {"SIMCLR_HOME": str(home), "SIMCLR_PORT": str(self._port), **settings}
         self.url = f"http://127.0.0.1:{self._port}"
@@ -33,11 +33,11 @@ class Replica:
 
     @property
     def log(self) -> Path:
-        return self._home / "service.log"
+        return self.home / "service.log"
 
     def start(self) -> None:
         """Start it; `wait` tells when it answers."""
-        self._home.mkdir(parents=True, exist_ok=True)
+        self.home.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             command = [sys.executable, "-m", "service"]
             self.process = subprocess.Popen(command, env=self._environment, stdout=log, stderr=log)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import shutil
-import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -23,11 +21,13 @@ from service.experiment import State
 from service.ports import Idempotency, Role, TokenRecord
 from service.store import migrations
 from service.store.database import blocking_engine
-from tests.conformance.postgres import PostgresServer, binaries, fresh_database
+from tests.conformance.postgres import PostgresServer, dump_database, fresh_database, restore_database
 from tests.fakes.control_plane import TEMPLATE, ControlPlane
+from tests.harness.object_store import ObjectStore
 from trainer.context import trial_key
+from trainer.storage import open_storage
 
-REVISIONS = ("0001", "0002")
+REVISIONS = ("0001", "0002", "0003")
 Contents = dict[str, list[dict[str, Any]]]
 
 
@@ -146,11 +146,13 @@ def schema(address: str) -> dict[str, Any]:
 @pytest.mark.anyio
 @pytest.mark.postgres
 async def test_a_restored_backup_serves_what_it_held_and_goes_on_from_there(
-    server: PostgresServer, tmp_path: Path
+    server: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with fresh_database(server, "kept") as address:
+    with fresh_database(server, "kept") as address, ObjectStore() as bucket:
+        for name, value in bucket.environment.items():
+            monkeypatch.setenv(name, value)
         migrations.upgrade(address)
-        plane = ControlPlane(database=address, home=tmp_path)
+        plane = ControlPlane(database=address, home=tmp_path, blobs=open_storage(bucket.uri("state")))
         ended = await plane.submit(labels={"team": "vision"})
         await plane.step_until(ended, State.SUCCEEDED)
         plane.blobs.write(trial_key(ended, "t0000", "encoder.zip"), b"a bundle")
@@ -160,20 +162,19 @@ async def test_a_restored_backup_serves_what_it_held_and_goes_on_from_there(
         told, records = await answers(plane, ended, running, queued), copy.deepcopy(plane.tracking.runs)
 
         # The order of the guide: databases first, the bucket second.
-        tool("pg_dump", "--format=custom", "--dbname", libpq(address), "--file", str(tmp_path / "simclr.dump"))
-        shutil.copytree(tmp_path / "storage", tmp_path / "backup")
+        dump_database(address, tmp_path / "simclr.dump")
+        bucket.back_up()
         await plane.step_until(running, State.SUCCEEDED)
         late = await plane.submit()
         await plane.store.delete(ended)
         plane.blobs.delete(trial_key(ended, "t0000", "encoder.zip"))
         await plane.store.close()
 
-        restore = ("--clean", "--if-exists", "--single-transaction", "--dbname", libpq(address))
-        tool("pg_restore", *restore, str(tmp_path / "simclr.dump"))
-        shutil.rmtree(tmp_path / "storage")
-        (tmp_path / "backup").rename(tmp_path / "storage")
+        restore_database(address, tmp_path / "simclr.dump")
+        bucket.restore()
         migrations.check(address)
-        restored = ControlPlane(database=address, home=tmp_path)  # with another cluster: its nodes were replaced
+        # With another cluster: its nodes were replaced.
+        restored = ControlPlane(database=address, home=tmp_path, blobs=open_storage(bucket.uri("state")))
         restored.tracking.runs = records
         try:
             assert await answers(restored, ended, running, queued) == told
@@ -203,13 +204,3 @@ async def get(plane: ControlPlane, path: str) -> httpx2.Response:
     )
     async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://127.0.0.1:8000") as http:
         return await http.get(path)
-
-
-def tool(name: str, *words: str) -> None:
-    """Run a tool of PostgreSQL's, of the server's version."""
-    subprocess.run([str(binaries() / name), *words], check=True, timeout=60)
-
-
-def libpq(address: str) -> str:
-    """Return the address as PostgreSQL's own tools read it."""
-    return address.replace("+psycopg", "")

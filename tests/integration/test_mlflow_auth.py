@@ -1,10 +1,11 @@
-"""MLflow behind its own auth, as the deployment has it: closed to strangers, open to the service and to jobs."""
+"""MLflow as the deployment has it: closed to strangers, open to the service and to jobs, whole after a restore."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from base64 import b64encode
@@ -20,9 +21,11 @@ from mlflow import MlflowClient
 from service.client import Client
 from service.embedded.state_directory import StateDirectory
 from service.experiment import submission_id
-from tests.conformance.postgres import PostgresServer
+from service.store import migrations
+from tests.conformance.postgres import PostgresServer, dump_database, restore_database
 from tests.conftest import TRACKING_PASSWORD, TRACKING_USER, RunningStack, free_port
-from tests.harness.experiments import SHORT, STEPS_PER_EPOCH, finish, submit, wait_until
+from tests.harness.experiments import SHORT, STEPS_PER_EPOCH, finish, losses, submit, wait_until
+from tests.harness.object_store import ObjectStore
 from tests.harness.replicas import Replica
 from trainer.context import JobDocument
 
@@ -46,6 +49,8 @@ class Server:
 
     port: int
     log: Path
+    postgres: PostgresServer  # with the databases `mlflow` and `simclr`
+    bucket: ObjectStore  # with its artifacts
 
     @property
     def url(self) -> str:
@@ -60,8 +65,8 @@ class Server:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Run what `compose.yaml` runs; only addresses and folders are of this machine."""
     folder, port = tmp_path_factory.mktemp("mlflow"), free_port()
-    with PostgresServer() as postgres:
-        postgres.execute("CREATE DATABASE mlflow")
+    with PostgresServer() as postgres, ObjectStore() as bucket:
+        postgres.execute("CREATE DATABASE mlflow", "CREATE DATABASE simclr")
         document = deployment()
         of_compose = f"postgresql+psycopg://simclr:{SECRETS['POSTGRES_PASSWORD']}@postgres/mlflow"
         ini = document["configs"]["mlflow-auth"]["content"]
@@ -69,15 +74,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         assert of_compose in ini
         assert environment["MLFLOW_BACKEND_STORE_URI"] == of_compose
         (folder / "basic_auth.ini").write_text(ini.replace(of_compose, postgres.address("mlflow")))
-        environment |= {
+        environment |= bucket.environment | {
             "MLFLOW_BACKEND_STORE_URI": postgres.address("mlflow"),
-            "MLFLOW_ARTIFACTS_DESTINATION": str(folder / "artifacts"),
             "MLFLOW_SERVER_ALLOWED_HOSTS": environment["MLFLOW_SERVER_ALLOWED_HOSTS"].replace("5000", str(port)),
             "MLFLOW_AUTH_CONFIG_PATH": str(folder / "basic_auth.ini"),
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # as the image says
         }
         strange = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_TRACKING")}
-        running = Server(port, folder / "log")
+        running = Server(port, folder / "log", postgres, bucket)
         command = [sys.executable, "-m", *command_of_the_image(port)]
         with (
             running.log.open("wb") as log,
@@ -119,26 +123,44 @@ def test_who_has_no_password_or_a_wrong_one_is_shown_nothing(server: Server, pat
     assert httpx2.get(server.url + path, auth=(TRACKING_USER, "a wrong password"), timeout=30).status_code == 401
 
 
-def test_an_experiment_is_recorded_with_the_nodes_password_which_nothing_tells(
-    server: Server, stack: RunningStack, datasets_dir: Path, tmp_path: Path
-) -> None:
+@pytest.fixture(scope="module")
+def service(
+    server: Server, stack: RunningStack, datasets_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Replica]:
+    """Run a service that keeps its experiments beside MLflow's."""
+    address = server.postgres.address("simclr")
+    migrations.upgrade(address)
+    home = tmp_path_factory.mktemp("service")
     service = Replica(
-        tmp_path,
+        home,
+        SIMCLR_DATABASE_URL=address.replace("+psycopg", ""),
+        SIMCLR_STORAGE=str(home / "storage"),
         SIMCLR_RAY_ADDRESS=stack.ray_dashboard,
         SIMCLR_MLFLOW_URI=server.uri_of_the_service,
         SIMCLR_DATASETS=str(datasets_dir),
         SIMCLR_CPUS="8",
     )
     service.start()
-    try:
-        service.wait()
-        assert httpx2.get(f"{service.url}/readyz", timeout=30).is_success
-        with Client(service.url, retry_for_s=60) as client:
-            experiment_id = submit(client, "behind a password", SHORT)["id"]
-            finish(client, experiment_id, epochs=SHORT["epochs"])  # reads every step through the service
-            shown = json.dumps([client.experiment(experiment_id), *client.trials(experiment_id)])
-    finally:
-        service.stop()
+    yield service
+    service.stop()
+
+
+@pytest.fixture(scope="module")
+def experiment_id(service: Replica) -> str:
+    """Return an experiment that has succeeded."""
+    service.wait()
+    assert httpx2.get(f"{service.url}/readyz", timeout=30).is_success
+    with Client(service.url, retry_for_s=60) as client:
+        experiment_id = str(submit(client, "behind a password", SHORT)["id"])
+        finish(client, experiment_id, epochs=SHORT["epochs"])  # reads every step through the service
+    return experiment_id
+
+
+def test_an_experiment_is_recorded_with_the_nodes_password_which_nothing_tells(
+    server: Server, service: Replica, experiment_id: str, stack: RunningStack
+) -> None:
+    with Client(service.url, retry_for_s=60) as client:
+        shown = json.dumps([client.experiment(experiment_id), *client.trials(experiment_id)])
 
     mlflow = MlflowClient(server.url)  # with the password of the environment, as a job has it
     (parent, trial) = runs(mlflow, experiment_id)
@@ -153,9 +175,54 @@ def test_an_experiment_is_recorded_with_the_nodes_password_which_nothing_tells(
     document = JobDocument.decode(job["entrypoint"].rpartition("--document ")[2])
     assert document.mlflow_uri == server.url
     ray_logs = texts(StateDirectory(path=stack.home).runtime_dir)
-    told = [shown, json.dumps(job), str(document), *ray_logs, *texts(tmp_path), *texts(stack.home / "logs")]
+    told = [shown, json.dumps(job), str(document), *ray_logs, *texts(service.home), *texts(stack.home / "logs")]
     basic = b64encode(f"{TRACKING_USER}:{TRACKING_PASSWORD}".encode()).decode()
     assert not [text[:200] for text in told if TRACKING_PASSWORD in text or basic in text]
+
+
+def test_a_restored_backup_has_the_experiment_its_encoder_and_its_records(
+    server: Server, service: Replica, experiment_id: str, tmp_path: Path
+) -> None:
+    databases, storage = ("simclr", "mlflow"), service.home / "storage"
+    told = answers(server, service, experiment_id)
+
+    for name in databases:
+        dump_database(server.postgres.address(name), tmp_path / f"{name}.dump")
+    server.bucket.back_up()
+    shutil.copytree(storage, tmp_path / "storage")
+
+    with Client(service.url, retry_for_s=60) as client:
+        client.delete(experiment_id)
+        wait_until(lambda: not list(storage.rglob("encoder.zip")), timeout_s=30, what="the loss of the encoder")
+    mlflow = MlflowClient(server.url)
+    for run in runs(mlflow, experiment_id):
+        mlflow.delete_run(run.info.run_id)
+    server.bucket.empty()
+
+    service.stop()
+    for name in databases:  # MLflow goes on meanwhile
+        restore_database(server.postgres.address(name), tmp_path / f"{name}.dump")
+    server.bucket.restore()
+    shutil.rmtree(storage)
+    shutil.copytree(tmp_path / "storage", storage)
+    service.start()
+    service.wait()
+    assert answers(server, service, experiment_id) == told
+
+
+def answers(server: Server, service: Replica, experiment_id: str) -> list[Any]:
+    """Return what the service, and MLflow itself, have of an experiment."""
+    mlflow = MlflowClient(server.url)
+    parent, trial = runs(mlflow, experiment_id)
+    paths = [f"artifacts/{file.path}" for file in mlflow.list_artifacts(trial.info.run_id, "encoder")]
+    assert paths
+    found: list[Any] = [parent.to_dictionary(), trial.to_dictionary()]
+    with Client(service.url, retry_for_s=60) as client:
+        found += [client.experiment(experiment_id), *client.trials(experiment_id), losses(client, experiment_id)]
+    for path in ("encoder", *paths):
+        answer = httpx2.get(f"{service.url}/experiments/{experiment_id}/{path}", timeout=30)
+        found.append((path, answer.raise_for_status().content))
+    return found
 
 
 def runs(mlflow: MlflowClient, experiment_id: str) -> list[Any]:

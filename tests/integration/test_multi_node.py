@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import httpx2
+import numpy as np
 import pytest
+from PIL import Image
 
 from service.code_package import CodePackage
 from service.ports import JobStatus
@@ -20,6 +23,8 @@ from tests.harness.object_store import ObjectStore
 from tests.harness.paused_run import EXPERIMENT, PausedRun
 from tests.harness.ray_hosts import RayHosts
 from trainer.context import experiment_key, trial_key
+from trainer.data.packed import verify
+from trainer.data.packing import pack, source_at
 from trainer.storage import BlobMissing, Storage, open_storage
 
 pytestmark = [
@@ -33,6 +38,7 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 EPOCHS: Final = 12
 SPEC: Final[dict[str, Any]] = SHORT | {"epochs": EPOCHS, "precision": "float64", "scaling": {"num_workers": 2}}
 END_TIMEOUT_S: Final = 240.0
+NUM_PICTURES: Final = 60
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,7 @@ class Cluster:
     ray: RayHosts
     nodes: tuple[Host, Host]
     store: ObjectStore
+    share: Path  # a folder that every host has
 
     def workers(self) -> list[int]:
         """Return how many training workers each node has."""
@@ -56,7 +63,7 @@ def cluster(datasets_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
             patch.setenv(name, value)
         head, left, right = (lan.add_host(name) for name in ("head", "left", "right"))
         ray = RayHosts(head, left, right, datasets=datasets_dir, code=code, variables=store.environment)
-        yield Cluster(ray, (left, right), store)
+        yield Cluster(ray, (left, right), store, lan.shared)
 
 
 def marked_code(folder: Path) -> CodePackage:
@@ -97,6 +104,37 @@ def test_two_hosts_go_on_with_the_run_of_one_process_though_a_worker_is_killed(
     assert run.distance(uri) <= 1e-9
     wait_until(lambda: cluster.workers() == [0, 0], timeout_s=20, what="the end of the workers")
     wait_until(lambda: not cluster.ray.reserved(), timeout_s=20, what="the release of what was reserved")
+
+
+def test_two_hosts_pack_the_data_set_that_one_process_packs(cluster: Cluster, tmp_path: Path) -> None:
+    source, target = write_noise(cluster.share / "source", count=NUM_PICTURES), cluster.share / "sets" / "noise"
+    options = ("--image-size", "16", "--images-per-shard", "1", "--num-workers", "2", "--json")
+    variables = cluster.ray.environment | {"RAY_ADDRESS": f"{cluster.ray.head.address}:6379"}
+    packed = cluster.ray.head.run(
+        [
+            *("env", "--ignore-environment", *(f"{name}={value}" for name, value in variables.items())),
+            *(sys.executable, "-m", "service.cli", "datasets", "pack", str(source), str(target), *options),
+        ],
+        timeout_s=END_TIMEOUT_S,
+    )
+
+    assert json.loads(packed)["shards_written"] == NUM_PICTURES
+    alone = pack(source_at(source), tmp_path / "alone", image_size=16, images_per_shard=1).manifest
+    assert verify(target) == alone
+    tasks = [task for task in cluster.ray.listing("tasks") if "_done" in task["name"]]
+    assert {task["node_id"] for task in tasks} == {
+        node_id for node in cluster.nodes for node_id in cluster.ray.node_ids(node)
+    }
+
+
+def write_noise(root: Path, *, count: int) -> Path:
+    generator = np.random.default_rng(0)
+    for index in range(count):
+        folder = root / "train" / f"class{index % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = generator.integers(0, 256, (200, 200, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index:03}.png")
+    return root
 
 
 def test_without_the_token_the_cluster_tells_another_host_nothing(cluster: Cluster) -> None:

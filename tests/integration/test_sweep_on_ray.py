@@ -24,6 +24,7 @@ from tune_spaces.spec import SweepSpec, resolve
 pytestmark = pytest.mark.ray
 
 DEADLINE_S = 180.0
+MAX_IMAGES = 30 * 192  # epochs of `shapes`: more than a first trial and half a second of the next two
 FREED_WITHIN_S = 5.0  # what a trial held, after it was stopped early
 BASE: dict[str, Any] = {
     "data": {"dataset": "shapes", "image_size": 16},
@@ -199,8 +200,17 @@ def test_a_study_runs_from_its_name_to_its_answer(start_sweep: Callable[..., Swe
     assert (report["analysis"] is not None) == (study == "colour-shortcut")
 
 
-def test_a_paused_sweep_resumes_and_runs_no_finished_trial_again(start_sweep: Callable[..., SweepJob]) -> None:
-    sweep = start_sweep(space={"loss.temperature": {"choice": [0.1, 0.2, 0.3, 0.5]}}, max_concurrent_trials=1)
+def test_a_paused_sweep_resumes_runs_no_finished_trial_again_and_ends_at_its_limit(
+    start_sweep: Callable[..., SweepJob],
+) -> None:
+    sweep = start_sweep(
+        space={
+            "loss.temperature": {"choice": [0.1, 0.2, 0.3, 0.5]},
+            "epochs": [{"choice": [1000], "when": {"loss.temperature": [0.3]}}, {"choice": [2]}],
+        },
+        max_concurrent_trials=1,
+        limits={"max_images": MAX_IMAGES},
+    )
     job = sweep.start(1)
     wait_until(lambda: "succeeded" in sweep.states(), sweep.log)
     sweep.write("stop.json", {"attempt": 1, "kind": "pause"})
@@ -211,7 +221,13 @@ def test_a_paused_sweep_resumes_and_runs_no_finished_trial_again(start_sweep: Ca
     assert sweep.finish(sweep.start(2)) is JobStatus.SUCCEEDED, sweep.log()
     after = {row.id: row for row in sweep.rows()}
     assert all(after[trial] == row for trial, row in done.items())
-    assert {row.attempt for row in after.values()} == {1, 2}
+    assert {row.attempt for row in sweep.rows()[:3]} == {1, 2}
+    assert sweep.states() == ["succeeded", "succeeded", "stopped_early", "cancelled"], sweep.log()
+    end = sweep.read("complete.json")
+    assert end["state"] == "succeeded"
+    assert end["best"]["trial"] in ("t0000", "t0001")
+    assert [reason["code"] for reason in (end["reason"], sweep.rows()[3].reason or {})] == ["limit_reached"] * 2
+    assert sum(sweep.read("spent.json")["images"].values()) >= MAX_IMAGES
 
 
 def test_a_killed_driver_loses_no_trial(start_sweep: Callable[..., SweepJob]) -> None:

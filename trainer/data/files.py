@@ -11,7 +11,21 @@ from pathlib import Path
 
 from trainer.errors import DataError
 
-__all__ = ["file_facts", "part_files", "walk", "whole_file"]
+__all__ = ["file_facts", "local_path", "part_files", "walk", "whole_file"]
+
+
+def local_path(path: Path) -> Path:
+    """Return a path made absolute, `~` being the home directory.
+
+    Raises:
+        DataError: If it is an address, such as s3://bucket/pets; says what to do.
+    """
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path)):  # a Path has made one slash of two
+        raise DataError(
+            f"{path} is an address, and images are mapped from files; copy the data set to a folder, "
+            "such as by `aws s3 sync`, and name that"
+        )
+    return path.expanduser().absolute()
 
 
 def walk(folder: Path, *, root: Path) -> Iterator[str]:

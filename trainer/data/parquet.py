@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.data.files import file_facts, part_files
-from trainer.data.labels import check_class_sizes, numbered_labels
+from trainer.data.labels import numbered_labels
 from trainer.data.pixels import decoded_blocks
-from trainer.data.source import BLOCK_SIZE, SourceSplit, SourceSplits
+from trainer.data.source import BLOCK_SIZE, SourceSplit, SourceSplits, part_splits
 from trainer.errors import DataError
 
 if TYPE_CHECKING:
@@ -74,21 +74,7 @@ class ParquetSource:
             part: self._split([Rows(name, 0, tables[name].metadata.num_rows) for name in names], labels.get(part))
             for part, names in parts.items()
         }
-        check_class_sizes(
-            labels.get("train"),
-            num_images=splits["train"].num_images,
-            class_names=class_names,
-            where=f"{self._root.name}/train",
-        )
-        others = files[""]
-        return SourceSplits(
-            train=splits["train"],
-            test=splits.get("test"),
-            class_names=class_names,
-            warnings=(f"{len(others)} files are of neither split and were left out, such as {others[0]}",)
-            if others
-            else (),
-        )
+        return part_splits(splits, class_names=class_names, others=files[""], where=self._root.name)
 
     def _split(self, rows: Sequence[Rows], labels: NDArray[np.int64] | None) -> SourceSplit:
         blocks = ParquetBlocks(self._root, tuple(rows), self._image_column)

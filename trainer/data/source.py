@@ -7,14 +7,16 @@ hands out its splits as blocks of square RGB images. Files of this package named
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["BLOCK_SIZE", "DatasetInfo", "ImageBlocks", "Source", "SourceSplit", "SourceSplits", "Stored"]
+from trainer.data.labels import check_class_sizes
+
+__all__ = ["BLOCK_SIZE", "DatasetInfo", "ImageBlocks", "Source", "SourceSplit", "SourceSplits", "Stored", "part_splits"]
 
 BLOCK_SIZE = 256  # images decoded at a time
 
@@ -67,6 +69,20 @@ class SourceSplits:
     test: SourceSplit | None
     class_names: tuple[str, ...] | None
     warnings: tuple[str, ...] = field(default=())
+
+
+def part_splits(
+    parts: Mapping[str, SourceSplit], *, class_names: tuple[str, ...] | None, others: Sequence[str], where: str
+) -> SourceSplits:
+    """Return the parts "train" and perhaps "test" of a folder as one; `others` are its files of neither part.
+
+    Raises:
+        DataError: If there are too few training images, in all or in a class, to split them.
+    """
+    train = parts["train"]
+    check_class_sizes(train.labels, num_images=train.num_images, class_names=class_names, where=f"{where}/train")
+    left_out = (f"{len(others)} files are of neither split and were left out, such as {others[0]}",) if others else ()
+    return SourceSplits(train=train, test=parts.get("test"), class_names=class_names, warnings=left_out)
 
 
 class Stored(Protocol):

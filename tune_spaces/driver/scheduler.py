@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, median
 from typing import Final, Literal
 
-__all__ = ["Record", "asha_rungs", "should_stop"]
+from tune_spaces.rungs import REDUCTION, asha_rungs
 
-REDUCTION: Final = 3  # of three trials at a rung one goes on (Li et al. 2020)
-MAX_RUNGS: Final = 3
+__all__ = ["Record", "should_stop"]
+
 MIN_OTHERS: Final = 3  # a median of fewer says little (Golovin et al. 2017 leave it open)
 
 Record = tuple[int, float]  # (epoch from 1, value), ascending
@@ -45,12 +45,6 @@ def should_stop(
     }
     decide = _asha if scheduler == "asha" else _median
     return decide(trial, epochs, better_is_more)
-
-
-def asha_rungs(epochs: int) -> tuple[int, ...]:
-    """Return the epochs after which a trial is ranked: a third, a ninth and a 27th of its own schedule."""
-    rungs = {math.ceil(epochs / REDUCTION**power) for power in range(1, MAX_RUNGS + 1)}
-    return tuple(sorted(rung for rung in rungs if rung < epochs))
 
 
 def _asha(trial: str, epochs: int, cohort: Mapping[str, Sequence[Record]]) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from collections.abc import Mapping
 
 from trainer.context import JobDocument, ParentTrial, TrialContext, experiment_key, trial_key
@@ -71,6 +72,7 @@ class SweepDriver:
             sweep.limits, storage, document.experiment_id, running=self._running, is_owner=self.ledger.is_owner
         )
         self.limit: str | None = None  # that ended the sweep before its trials, in words
+        self._report_loader = threading.Thread(target=_load_reports, name="report-loader", daemon=True)
         self._adopt_parent()
         self.supply: TrialSupply = open_supply(sweep, self.ledger.rows, self._settle_finished())
         self.ledger.plan(self.supply.known())
@@ -184,6 +186,8 @@ class SweepDriver:
         trial_id = outcome.trial
         if outcome.state == "stopped":
             return
+        if self._report_loader.ident is None:
+            self._report_loader.start()
         if not self._finish_by_marker(trial_id):
             reason = outcome.reason or {"code": "no_marker", "message": "it ended without a marker", "retryable": True}
             self.ledger.fail(trial_id, reason)
@@ -231,9 +235,14 @@ def _describe(document: JobDocument, sweep: SweepSpec) -> RunDescription:
     )
 
 
+def _load_reports() -> None:
+    """Import what draws the report while trials run: no trial's start waits for it, nor the sweep's end."""
+    import tune_spaces.reports.publication  # noqa: F401 - for the one who imports it next
+
+
 def _report(
     sweep: SweepSpec, document: JobDocument, storage: Storage, rows: list[TrialRow], limit: str | None
 ) -> Mapping[str, str]:
-    from tune_spaces.reports.publication import publish_report  # matplotlib, which no trial waits for
+    from tune_spaces.reports.publication import publish_report  # matplotlib: half a second of CPU
 
     return publish_report(sweep, document, storage, rows, limit=limit)

@@ -20,7 +20,8 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, make_url, text
 
 from service.errors import SettingsError
-from service.store.database import blocking_engine, unreachable_is_unavailable
+from service.store.connections import unreachable_is_unavailable
+from service.store.database import blocking_engine
 
 __all__ = ["check", "current", "downgrade", "head", "upgrade"]
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+from pydantic import ValidationError
 from typer.testing import CliRunner, Result
 
 from service.cli.app import app
+from service.settings import Settings
 from tests.harness.packed_data import SIDE, write_folder
 
 
@@ -30,3 +33,21 @@ def test_what_cannot_be_packed_is_refused_with_a_message(tmp_path: Path) -> None
     assert result.exit_code == 2
     assert json.loads(result.stderr)["error"]["code"] == "data_invalid"
     assert "nowhere is not there" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("pack", "s3://bucket/pets", "pets"), ("pack", ".", "s3://bucket/pets"), ("verify", "s3://bucket/pets")],
+)
+def test_an_address_is_refused_where_a_folder_is_wanted(words: tuple[str, ...]) -> None:
+    options = ("--image-size", SIDE) if words[0] == "pack" else ()
+    result = simclr("datasets", *words, *options)
+    assert result.exit_code == 2
+    assert "is an address" in result.stderr
+    assert "aws s3 sync" in result.stderr
+
+
+def test_a_service_does_not_take_an_address_for_a_folder_without_data_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SIMCLR_DATASETS", "s3://bucket/datasets")
+    with pytest.raises(ValidationError, match="is an address"):
+        Settings()

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, event, text
 from sqlalchemy.exc import IntegrityError
 
 from service.errors import SettingsError, StoreUnavailable
+from service.store.checkpoints import COMMITS_BETWEEN
 from service.store.database import Database
 
 Use = Callable[[Database], Awaitable[Any]]
@@ -179,3 +180,67 @@ def test_a_caller_who_leaves_keeps_nobody_waiting(address: str) -> None:
         return await count(database)
 
     assert used(address, use) == 1
+
+
+def test_writes_that_wait_for_a_commit_share_the_next_one(address: str) -> None:
+    is_over = threading.Event()
+    commits: list[object] = []
+
+    async def use(database: Database) -> int:
+        event.listen(database.writers.engine, "commit", commits.append)
+        first = asyncio.create_task(database.write(lambda _: is_over.wait(10)))
+        await asyncio.sleep(0)
+        later = [asyncio.create_task(database.write(insert, each)) for each in "abc"]
+        await asyncio.sleep(0)
+        is_over.set()
+        await asyncio.gather(first, *later)
+        return await count(database)
+
+    assert used(address, use) == 3
+    assert len(commits) == 2
+
+
+def test_of_writes_that_share_a_commit_one_that_fails_undoes_itself_alone(address: str) -> None:
+    is_over = threading.Event()
+
+    async def use(database: Database) -> int:
+        first = asyncio.create_task(database.write(lambda _: is_over.wait(10)))
+        await asyncio.sleep(0)
+        later = [asyncio.create_task(database.write(insert, *ids)) for ids in ("a", "bb", "c")]
+        await asyncio.sleep(0)
+        is_over.set()
+        _, *answers = await asyncio.gather(first, *later, return_exceptions=True)
+        assert [type(answer) for answer in answers] == [type(None), IntegrityError, type(None)]
+        return await count(database)
+
+    assert used(address, use) == 2
+
+
+def test_who_waits_is_served_before_the_database_closes(address: str) -> None:
+    is_over = threading.Event()
+
+    async def close(database: Database) -> None:
+        first = asyncio.create_task(database.write(lambda _: is_over.wait(10)))
+        await asyncio.sleep(0)
+        later = asyncio.create_task(database.write(insert, "a"))
+        await asyncio.sleep(0)
+        is_over.set()
+        await database.close()
+        await asyncio.gather(first, later)
+
+    used(address, close)
+    assert used(address, count) == 1
+
+
+def test_what_was_committed_is_moved_from_the_log_into_the_file_beside_the_writer(address: str) -> None:
+    path = Path(address.removeprefix("sqlite:///"))
+    size_bytes = path.stat().st_size
+
+    async def use(database: Database) -> int:
+        for number in range(2 * COMMITS_BETWEEN):
+            await database.write(insert, f"{number:01000}")
+        assert database._checkpoints is not None
+        await database._checkpoints.close()
+        return await asyncio.to_thread(lambda: path.stat().st_size)
+
+    assert used(address, use) > size_bytes

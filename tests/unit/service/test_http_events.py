@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
 from service.edge.event_feed import EventFeed
 from service.edge.problems import Problem
+from service.errors import ExperimentNotFound
 from service.experiment import State
+from service.ports import Event
 from service.views import event_stream as stream_module
 from tests.harness.http_app import HttpApp, assert_problem, events_of
 
@@ -116,6 +120,44 @@ async def test_the_stream_of_a_deleted_experiment_ends(service: HttpApp) -> None
     assert (await service.http.delete(f"/experiments/{created['id']}")).status_code == 204
 
     assert (await asyncio.wait_for(following, 10)).status_code == 200
+
+
+async def test_a_stream_ends_where_another_service_deletes_its_experiment(
+    service: HttpApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.views.live_numbers.MIN_INTERVAL_S", 0.01)
+    created = await service.submit()
+    following = asyncio.create_task(service.http.get(f"/experiments/{created['id']}/events"))
+    await service.until_watched()
+    await service.move(created["id"], State.PAUSED)
+    await service.store.delete(created["id"])
+
+    assert (await asyncio.wait_for(following, 10)).status_code == 200
+
+
+async def test_those_who_read_from_one_place_share_a_reading_until_the_next_ring(
+    service: HttpApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    id_, feed, read = (await service.submit())["id"], EventFeed(service.store), service.store.events
+    num_readings = 0
+
+    async def events(**asked: Any) -> Sequence[Event]:
+        nonlocal num_readings
+        num_readings += 1
+        return await read(**asked)
+
+    monkeypatch.setattr(service.store, "events", events)
+    early = [asyncio.create_task(feed.read(id_, after=0)) for _ in range(3)]
+    await asyncio.sleep(0)
+    feed.ring(id_)
+    late = [asyncio.create_task(feed.read(id_, after=after)) for after in (0, 0, 1)]
+
+    answers = await asyncio.gather(*early, *late)
+
+    assert num_readings == 3
+    assert [len(told) for _, told in answers] == [1, 1, 1, 1, 1, 0]
+    with pytest.raises(ExperimentNotFound):
+        await feed.read("nobody", after=0)
 
 
 async def test_the_feed_wakes_those_who_watch_an_experiment_with_news(service: HttpApp) -> None:

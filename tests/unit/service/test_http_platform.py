@@ -12,6 +12,7 @@ from openapi_spec_validator import validate
 from service.app import describe_app
 from service.edge.problems import MEDIA_TYPE
 from service.errors import StoreUnavailable
+from service.ports import Role
 from tests.harness.http_app import HttpApp, assert_problem
 
 pytestmark = pytest.mark.anyio
@@ -50,12 +51,16 @@ async def test_readiness_names_what_does_not_answer(service: HttpApp) -> None:
     assert (await service.http.get("/livez")).status_code == 200
 
 
-async def test_an_absent_database_is_503_with_a_time_to_come_back(service: HttpApp) -> None:
+def take_database_away(service: HttpApp) -> None:
     async def away(*_: object, **__: object) -> None:
         raise StoreUnavailable("postgresql://user:password@host is gone")
 
-    for method in ("list", "list_tokens", "ping", "count_by_state"):
+    for method in ("list", "list_tokens", "find_token", "ping", "count_by_state"):
         setattr(service.store, method, away)
+
+
+async def test_an_absent_database_is_503_with_a_time_to_come_back(service: HttpApp) -> None:
+    take_database_away(service)
 
     answer = await service.http.get("/experiments")
 
@@ -74,6 +79,19 @@ async def test_metrics_count_requests_by_route_and_experiments_by_state(service:
     assert 'simclr_experiments{state="queued"} 1.0' in text
     assert 'simclr_http_requests_total{method="GET",route="/experiments/{experiment_id}",status="200"} 1.0' in text
     assert created["id"] not in text
+
+
+async def test_who_was_known_a_moment_ago_still_reads_metrics_while_the_database_is_away(service: HttpApp) -> None:
+    known, new = await service.token(Role.ADMIN), await service.token(Role.ADMIN)
+    assert (await service.http.get("/metrics", headers=known)).is_success
+    take_database_away(service)
+
+    answer = await service.http.get("/metrics", headers=known)
+
+    assert "simclr_dispatcher_lag_seconds" in answer.text
+    assert_problem(await service.http.get("/metrics", headers=new), 503, "database_unavailable")
+    assert_problem(await service.http.get("/experiments", headers=known), 503, "database_unavailable")
+    assert_problem(await service.http.get("/tokens", headers=known), 403, "role_insufficient")
 
 
 async def test_version_says_which_versions_answer(service: HttpApp) -> None:

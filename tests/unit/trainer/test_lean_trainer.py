@@ -1,8 +1,12 @@
-"""What Ray Train is spared: the processes that a run of this project has no use for, and no others."""
+"""What Ray Train is spared: the processes that a run of this project has no use for, no others, and the driver."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -26,3 +30,32 @@ def test_only_unused_processes_are_spared(tmp_path: Path, *, is_only_one: bool, 
         {type(callback).__name__ for callback in trainer._create_default_callbacks()} for trainer in (lean, plain)
     )
     assert every - kept == spared
+
+
+def test_the_controller_is_made_of_what_rays_own_is_made_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+    from trainer import lean_trainer
+
+    theirs: dict[str, object] = {}
+    ours: dict[str, object] = {}
+
+    class OfRay(DataParallelTrainer):
+        def _initialize_and_run_controller(self, **parts: object) -> Any:
+            theirs.update(parts)
+            return SimpleNamespace(error=None)
+
+    monkeypatch.setattr("ray.put", lambda value: value)
+    monkeypatch.setattr(lean_trainer, "TrainController", ours.update)
+    options = {"scaling_config": ScalingConfig(num_workers=2), "run_config": RunConfig(storage_path=str(tmp_path))}
+    OfRay(print, **options).fit()  # type: ignore[arg-type] # Ray shows types of its first version
+    lean_trainer.LeanTrainer(print, is_only_one=True, **options).controller()
+    given = {name: type(part) for name, part in theirs.items() if part is not None}
+    assert {name: type(part) for name, part in ours.items()} == given
+
+
+def test_what_starts_a_controller_loads_no_ray_train() -> None:
+    words = "import sys, trainer.__main__, trainer.train_controller; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=True)
+    assert not {"torch", "pandas", "mlflow", "ray.train"} & set(done.stdout.split())

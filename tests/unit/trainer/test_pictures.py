@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainer.pictures import confusion_png, curve_png, embedding_png, neighbours_png
+from trainer.gallery import neighbours_grid
+from trainer.pictures import confusion_png, curve_png, embedding_png
 
 GENERATOR = np.random.default_rng(0)
 FEATURES = GENERATOR.normal(size=(60, 6)).astype(np.float32)
@@ -48,13 +49,11 @@ def test_gallery_puts_the_nearest_image_beside_the_query() -> None:
     colours = np.array([[250, 0, 0], [0, 250, 0], [0, 0, 250]], np.uint8)
     bank = np.repeat(colours, 64, axis=0).reshape(3, 8, 8, 3)
     features = np.eye(3, dtype=np.float32)
-    gallery = neighbours_png(bank[:2], features[:2], bank_images_MHWC=bank, bank_features_MR=features, num_neighbours=1)
-    pixels = np.asarray(opened(gallery).convert("RGB"))
-    for colour, other in ((0, 1), (1, 0)):
-        rows = np.flatnonzero((pixels == colours[colour]).all(axis=2).any(axis=1))
-        middle = pixels[int(np.median(rows))]
-        assert not (middle == colours[other]).all(axis=1).any()
-        assert (middle == colours[colour]).all(axis=1).sum() > 100
+    grid = neighbours_grid(bank[:2], features[:2], bank_images_MHWC=bank, bank_features_MR=features, num_neighbours=1)
+    assert grid.shape == (2 * 64, 64 + 4 + 64, 3)
+    for row, colour in zip(np.split(grid, 2), colours, strict=False):
+        assert (row[:, :64] == colour).all()
+        assert (row[:, 68:] == colour).all()
 
 
 def test_confusions_need_no_image_of_every_class() -> None:

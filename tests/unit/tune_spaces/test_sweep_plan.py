@@ -12,7 +12,7 @@ BASE: dict[str, Any] = {"data": {"dataset": "digits"}, "batch_size": 64, "epochs
 
 
 def sweep(space: dict[str, Any], **fields: Any) -> SweepSpec:
-    return SweepSpec.model_validate({"base": BASE, "space": space, **fields})
+    return SweepSpec.model_validate({"base": BASE, "space": space} | fields)
 
 
 def test_a_grid_has_each_point_under_each_seed_in_written_order() -> None:
@@ -66,6 +66,37 @@ def test_asha_warns_where_temperature_and_epochs_vary_together() -> None:
     space = {"loss.temperature": {"choice": [0.1, 0.5]}, "epochs": {"choice": [3, 9]}}
     assert any("interact" in warning for warning in plan_sweep(sweep(space, scheduler="asha"), lambda _: 1000).warnings)
     assert plan_sweep(sweep(space), lambda _: 1000).warnings == ()
+
+
+def warnings_of_asha(space: dict[str, Any], *, num_images: int, epochs: int = 9, **base: Any) -> tuple[str, ...]:
+    base = {**BASE, "epochs": epochs, **base}
+    return plan_sweep(sweep(space, base=base, scheduler="asha"), lambda _: num_images).warnings
+
+
+def test_asha_warns_where_it_ranks_behind_few_updates_and_says_which_axes_mislead() -> None:
+    """Epoch 3 of 9 is the last rung: 3 x 5 updates of the smallest epoch there is."""
+    space = {"batch_size": {"choice": [64, 200]}, "optim.base_lr": {"choice": [0.1, 1.0]}}
+    (warning,) = warnings_of_asha(space, num_images=1000)
+    assert "after 15 updates" in warning
+    assert "small batch" in warning
+    assert "learning rate" in warning
+    assert "temperature" not in warning
+    assert warnings_of_asha(space, num_images=100_000) == ()
+
+
+def test_asha_warns_where_it_ranks_learning_rates_during_their_warm_up() -> None:
+    rates = {"optim.base_lr": {"choice": [0.1, 1.0]}}
+    (warning,) = warnings_of_asha(rates, num_images=100_000, optim={"warmup_epochs": 1})
+    assert "after epoch 1, while they are still warming up" in warning
+    assert warnings_of_asha(rates, num_images=100_000, optim={"warmup_epochs": 0}) == ()
+    assert (
+        warnings_of_asha({"loss.temperature": {"choice": [0.1]}}, num_images=100_000, optim={"warmup_epochs": 1}) == ()
+    )
+
+
+def test_asha_warns_where_it_can_stop_no_trial() -> None:
+    (warning,) = warnings_of_asha({"loss.temperature": {"choice": [0.1, 0.5]}}, num_images=100_000, epochs=1)
+    assert "stops none" in warning
 
 
 def test_a_thousand_random_points_are_planned() -> None:

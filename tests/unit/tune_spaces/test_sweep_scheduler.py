@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from tune_spaces.driver.scheduler import Record, asha_rungs, should_stop
+from tune_spaces.driver.scheduler import Record, should_stop
+from tune_spaces.rungs import asha_rungs
 
 
 def asha(cohort: dict[str, list[Record]], trial: str, *, epochs: int = 9) -> bool:
