@@ -115,7 +115,7 @@ async def guard(request: Request, services: ServicesDep) -> Caller | None:
     if permission == PUBLIC:
         return None
     try:
-        caller = await _authenticated(request, services)
+        caller = await _authenticated(request, services, needed=Role(permission))
     except Problem as problem:
         if wants_page(request):
             raise LoginRequired from problem
@@ -127,8 +127,8 @@ async def guard(request: Request, services: ServicesDep) -> Caller | None:
     return caller
 
 
-async def _authenticated(request: Request, services: Services) -> Caller:
-    """Return who calls, as a viewer while the database cannot say. Raises as `authenticate` does."""
+async def _authenticated(request: Request, services: Services, *, needed: Role) -> Caller:
+    """Return who calls; for what a viewer may, also from memory. Raises as `authenticate` does."""
     secret, recent = secret_of(request), services.recent_callers
     try:
         caller = await authenticate(request, store=services.store, settings=services.settings)
@@ -136,7 +136,7 @@ async def _authenticated(request: Request, services: Services) -> Caller:
         recent.forget(secret)
         raise
     except StoreUnavailable:
-        if (known := recent.recall(secret)) is None:
+        if (known := recent.recall(secret)) is None or not known.may(needed):
             raise
         return known
     recent.remember(secret, caller)
