@@ -23,16 +23,12 @@ __all__ = ["main"]
 MAX_CONNECTIONS = 2048  # past these a client gets 503 at once instead of a place in a queue
 KEEP_ALIVE_S = 15
 GRACE_S = 5  # for answers under way
-# A database thread gives the interpreter away at each statement. At the default of 5 ms it got it back that late
-# whenever requests kept the event loop busy, some eight times a transaction.
-SWITCH_INTERVAL_S = 0.0005
 
 
 def main() -> int:
     """Serve until SIGINT or SIGTERM; return the exit status."""
     die_with_parent()
     configure_logging()
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
     log = structlog.get_logger("service")
     try:
         return asyncio.run(_serve(Settings()))
