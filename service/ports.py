@@ -269,6 +269,11 @@ class JobStatus(StrEnum):
     STOPPED = "stopped"
     MISSING = "missing"
 
+    @property
+    def is_living(self) -> bool:
+        """Return whether the job holds, or is about to hold, a part of the cluster."""
+        return self in (JobStatus.PENDING, JobStatus.RUNNING)
+
 
 @dataclass(frozen=True, kw_only=True)
 class JobObservation:

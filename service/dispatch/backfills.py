@@ -16,7 +16,6 @@ __all__ = ["CONDITION", "MOST_TRIES", "Backfills"]
 
 CONDITION: Final = "mlflow_incomplete"
 MOST_TRIES: Final = 5
-_UNDER_WAY: Final = (JobStatus.PENDING, JobStatus.RUNNING)
 
 
 class Backfills:
@@ -57,7 +56,7 @@ class Backfills:
                     await self._conditions.set(record, CONDITION, "what MLflow missed of it is sent now")
                     await self._submit(record, name)
                 return False
-            if status in _UNDER_WAY:
+            if status.is_living:
                 return False
         await self._conditions.set(
             record,

@@ -28,7 +28,6 @@ PAUSE_GRACE_S: Final = 60.0  # to reach a step's end and write a checkpoint
 CANCEL_GRACE_S: Final = 20.0  # to reach a step's end
 
 ON_CLUSTER: Final = tuple(state for state in State if state in ACTIVE and state is not State.QUEUED)
-_LIVING: Final = frozenset({JobStatus.PENDING, JobStatus.RUNNING})
 _UNFINISHED: Final = frozenset({TrialState.PENDING, TrialState.RUNNING})
 
 StopKind = Literal["pause", "cancel"]
@@ -141,7 +140,7 @@ class Reconciler:
         await self._all_is_well(record)
         if observation.status is JobStatus.RUNNING:
             await self.move(record, State.RUNNING)
-        elif observation.status not in (*_LIVING, JobStatus.MISSING):
+        elif not observation.status.is_living and observation.status is not JobStatus.MISSING:
             await self._settle_ended(record, story, observation)
 
     # --- running and stopping ---------------------------------------------------------------------
@@ -158,7 +157,7 @@ class Reconciler:
             if not await self._settle_unobserved(record, story):
                 raise
             return
-        if observation.status not in _LIVING:
+        if not observation.status.is_living:
             await self._settle_ended(record, story, observation)
             return
         await self._all_is_well(record)

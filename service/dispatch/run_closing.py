@@ -59,9 +59,8 @@ class RunCloser:
             BlobsUnavailable: If neither could be done nor noted.
         """
         status = run_status(state)
-        await self._markers.note_open_run(
-            record.id, record.attempt, status
-        )  # known even where the experiment is deleted at once
+        # both known even where the experiment is deleted at once
+        await self._markers.note_open_run(record.id, record.attempt, status)
         try:
             await self._ask_mlflow(record.id, status)
         except TrackingUnavailable as error:

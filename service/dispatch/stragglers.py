@@ -12,12 +12,11 @@ from typing import Final
 
 from service.errors import ClusterUnavailable
 from service.outage import Outages
-from service.ports import Cluster, JobStatus
+from service.ports import Cluster
 
 __all__ = ["EXIT_GRACE_S", "Stragglers"]
 
 EXIT_GRACE_S: Final = 60.0  # to leave Ray after the last word
-_LIVING: Final = (JobStatus.PENDING, JobStatus.RUNNING)
 
 
 class Stragglers:
@@ -44,7 +43,7 @@ class Stragglers:
     async def is_gone(self, job: str) -> bool:
         """Return whether the job has ended or is unknown; hurry it if not."""
         observation = await self._outages.ask(ClusterUnavailable, lambda: self._cluster.observe(job))
-        if observation.status in _LIVING:
+        if observation.status.is_living:
             await self.hurry(job)
             return False
         self.forget(job)

@@ -80,6 +80,7 @@ class SingleWriter:
             self._running.add_done_callback(lambda served: self._answer(group, served))
 
     def _answer(self, group: Sequence[_Write], served: asyncio.Future[list[Any]]) -> None:
+        self._running = None
         for write, outcome in zip(group, served.result(), strict=True):
             if write.answer.done():
                 continue  # its caller has left, and it was done
@@ -87,7 +88,6 @@ class SingleWriter:
                 write.answer.set_exception(outcome)
             else:
                 write.answer.set_result(outcome)
-        self._running = None
         self._on_commit()
         self._go_on()
 

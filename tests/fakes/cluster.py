@@ -28,7 +28,6 @@ tried again. deaf: works, but reads no wish to stop. linger: works, but its proc
 
 START_S = 1.0
 EXIT_S = 2.0  # from SIGINT to the end
-_LIVING = (JobStatus.PENDING, JobStatus.RUNNING)
 
 
 @dataclass(kw_only=True)
@@ -47,7 +46,7 @@ class FakeJob:
 
     @property
     def is_living(self) -> bool:
-        return self.status in _LIVING
+        return self.status.is_living
 
 
 class FakeCluster:
