@@ -848,8 +848,9 @@ async def test_a_caller_who_is_cut_off_leaves_no_lock_behind(store: SqlStore) ->
             await asyncio.sleep(0)
         call.cancel()
         await asyncio.wait({call})
-    await asyncio.wait_for(store.append_event(record.id, "trial", {"last": True}), 5)
-    assert (await story_of(store, record.id))[-1].data == {"last": True}
+    mine = await asyncio.wait_for(store.append_event(record.id, "trial", {"last": True}), 5)
+    # One who was cut off may yet commit, and take a later number than ours.
+    assert mine in await story_of(store, record.id)
 
 
 async def test_a_lock_that_is_held_too_long_makes_the_store_unavailable(store: SqlStore, address: str) -> None:
