@@ -138,7 +138,10 @@ class Views:
 
     def add_positives_(self, target_2BD: Tensor, weight_2B1: Tensor | float) -> None:
         """Add to each own row of `target_2BD` its positive times `weight_2B1`, in place."""
-        target_2BD.add_(self.own_2BD.roll(self.num_images, dims=0).mul_(weight_2B1))
+        weight_2B1 = torch.as_tensor(weight_2B1).to(target_2BD).expand(self.num_own, 1)
+        positives = reversed(self.own_2BD.chunk(2))
+        for target_BD, positive_BD, weight_B1 in zip(target_2BD.chunk(2), positives, weight_2B1.chunk(2), strict=True):
+            target_BD.addcmul_(positive_BD, weight_B1)
 
     @property
     def tile_side(self) -> int:

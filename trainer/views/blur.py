@@ -48,11 +48,10 @@ def blur(planes_CMHW: Tensor, sigma_M: Tensor, *, radius: int) -> Tensor:
     """
     order_M = sigma_M.argsort(descending=True, stable=True)
     weights_MK = _weights(sigma_M[order_M], radius=radius, dtype=planes_CMHW.dtype)
-    device_order_M = order_M.to(planes_CMHW.device)
-    blurred = planes_CMHW.index_select(1, device_order_M)
+    blurred = planes_CMHW.index_select(1, order_M.to(planes_CMHW.device))
     for dim in (2, 3):
         blurred = _blur_along(blurred, weights_MK, dim=dim)
-    return planes_CMHW.index_copy_(1, device_order_M, blurred)
+    return blurred.index_select(1, order_M.argsort().to(planes_CMHW.device))
 
 
 def _blur_along(planes_CMHW: Tensor, weights_MK: Tensor, *, dim: int) -> Tensor:

@@ -120,8 +120,8 @@ def adjust_hue_(planes_CMHW: Tensor, amount_M: Tensor) -> Tensor:
     turned_CM = 6 * amount_M.to(hue) - torch.tensor([[0], [2], [-2]]).to(hue)  # from red, green and blue
     turned_CM11 = (turned_CM - 6 * (turned_CM / 6).round())[:, :, None, None]  # -3..3
     torch.add(hue, turned_CM11, out=planes_CMHW)
-    planes_CMHW.abs_().sub_(3).abs_().sub_(1).clamp_(0, 1)  # 2 - distance, around the circle
-    return torch.addcmul(low, planes_CMHW, chroma, out=planes_CMHW)
+    planes_CMHW.abs_().sub_(3).abs_().clamp_(1, 2)  # 3 - distance, around the circle
+    return torch.addcmul(low.sub_(chroma), planes_CMHW, chroma, out=planes_CMHW)
 
 
 def grayscale_(planes_CMHW: Tensor) -> None:
@@ -136,9 +136,12 @@ def luma(planes_CMHW: Tensor) -> Tensor:
 
 
 def _mean(grey_MHW: Tensor) -> Tensor:
-    """Return the mean of each view, (M, 1, 1), to 2**-40.
+    """Return the mean of each view, (M, 1, 1), to one part in 2**52 of its number of pixels.
 
-    It is summed in integers: a sum of floats rounds as torch splits it, by the size of the batch.
+    A sum of floats rounds as torch splits it, by the size of the batch. Of whole numbers that stay
+    below 2**53 it is exact.
     """
-    sum_M11 = (grey_MHW * 2.0**40).long().sum(dim=(1, 2), keepdim=True)
-    return sum_M11.to(torch.float64).div_(2.0**40 * grey_MHW[0].numel()).to(grey_MHW)
+    num_pixels = grey_MHW[0].numel()
+    scale = 2.0 ** (52 - num_pixels.bit_length())
+    sum_M11 = (grey_MHW * scale).round_().sum(dim=(1, 2), keepdim=True, dtype=torch.float64)
+    return sum_M11.div_(scale * num_pixels).to(grey_MHW)

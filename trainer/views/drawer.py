@@ -11,13 +11,13 @@ from torch import Tensor
 from trainer.spec import Operation, ViewsSpec
 from trainer.views.chance import Chance
 from trainer.views.color import Adjustments
-from trainer.views.rows import changed, rows_where
+from trainer.views.rows import changed, put_, rows_where
 from trainer.views.transformation import Transformation, build_transformation
 
 __all__ = ["ViewDrawer", "to_input"]
 
 BLOCK_PIXELS = 1 << 17  # of each channel: a block and its temporaries stay in a CPU's last cache
-MIN_BLOCK_VIEWS = 4  # fewer are not worth the calls
+MIN_BLOCK_VIEWS = 2  # one alone is not worth the calls
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +93,7 @@ class ViewDrawer:
             for stage in stages:
                 planes_CMHW = stage.applied(planes_CMHW, views=rows)
             for channel in range(3):  # three plain copies are faster than one that permutes
-                views_MCHW[:, channel].index_copy_(0, device_rows, planes_CMHW[channel])
+                put_(views_MCHW[:, channel], rows, planes_CMHW[channel])
         return views_MCHW
 
     def _drawn(self, chance: Chance) -> list[Stage]:
