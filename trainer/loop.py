@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainer import metric_names
+from trainer.agreed_precision import agreed_precision
 from trainer.checkpoint import CheckpointStore, capture
 from trainer.context import TrialContext
 from trainer.data.dataset import Dataset
@@ -28,7 +29,7 @@ from trainer.learner import prepare_learner
 from trainer.memory import require_memory
 from trainer.optim import build_optimizer
 from trainer.parity import TOLERANCES, team_parity
-from trainer.precision import Precision, resolve_precision
+from trainer.precision import Precision
 from trainer.products import leave_products
 from trainer.provenance import require_same_data
 from trainer.record import describe_run
@@ -98,8 +99,8 @@ class Run:
         self.feed = Feed(self.dataset.pretrain, seed=spec.seed, batch_size=spec.batch_size, team=team)
         self.steps_per_epoch = self.feed.steps_per_epoch
         self._storage: Storage = scribe.storage if scribe is not None else open_storage(context.storage)
+        self.precision: Precision = agreed_precision(spec.precision, self._storage, context, team)
         self._require_memory()
-        self.precision: Precision = resolve_precision(spec.precision, team.device)
         self.learner = prepare_learner(
             spec, num_classes=self.dataset.num_classes or None, team=team, dtype=self.precision.dtype
         )
@@ -150,7 +151,8 @@ class Run:
     def _require_memory(self) -> None:
         """Refuse a step that does not fit, but only warn on a resume: a killed start may hold what is missing."""
         try:
-            require_memory(self.spec, num_classes=self.dataset.num_classes, team=self.team)
+            spec = self.spec.model_copy(update={"precision": self.precision.name})
+            require_memory(spec, num_classes=self.dataset.num_classes, team=self.team)
         except BatchTooLarge as error:  # on all ranks alike
             has_checkpoint = self.team.is_first and bool(self._storage.list(self.context.key("checkpoints/")))
             if not self.team.agree_on(int(has_checkpoint)):

@@ -83,14 +83,16 @@ def most_step_memory_bytes(
     """
     with Uninitialised():
         learner = build_learner(spec, num_classes=num_classes, group=None)
-    of_a_view = 3 * spec.data.image_size**2
+    num_pixels = spec.data.image_size**2
+    of_a_view, unfolded = 3 * num_pixels, 0
     for module in learner.modules():
         if isinstance(module, nn.Conv2d):
-            of_a_view += module.out_channels * spec.data.image_size**2
+            of_a_view += module.out_channels * num_pixels
+            unfolded = max(unfolded, 2 * module.weight[0].numel() * num_pixels)
         elif isinstance(module, nn.Linear):
             of_a_view += module.out_features
     weights = sum(parameter.numel() for parameter in learner.parameters())
-    numbers = MAX_COPIES * 2 * num_images * of_a_view + MAX_WEIGHT_COPIES * weights
+    numbers = 2 * num_images * (MAX_COPIES * of_a_view + unfolded) + MAX_WEIGHT_COPIES * weights
     number_bytes = 8 if spec.precision == "float64" else 4
     loss_bytes = _loss_bytes(spec, num_images=num_images, width_of_z=_width_of_z(spec, learner), device=device)
     return RUNTIME_BYTES + number_bytes * numbers + loss_bytes
@@ -109,8 +111,7 @@ def step_memory_bytes(
 
     Note:
         What the process held before is not counted, nor what kernels take for themselves beyond
-        RUNTIME_BYTES: in float64 torch unfolds the input of a convolution, and resnet8 took 1.7
-        times the estimate.
+        RUNTIME_BYTES and, in float64, the unfolded input of a convolution.
     """
     num_images = spec.batch_size // num_workers
     precision = resolve_precision(spec.precision, device)
@@ -193,7 +194,25 @@ class _Living(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch gives
     ) -> Any:
         results = func(*args, **(kwargs or {}))
         self.add(tree_leaves(results))
+        self.peak_bytes = max(self.peak_bytes, self._bytes + _unfolded_bytes(func, args, results))
         return results
+
+
+def _unfolded_bytes(func: Any, args: tuple[Any, ...], results: Any) -> int:
+    """Return what a convolution in float64 on CPU holds while it runs: each patch of its input as a column.
+
+    OneDNN, which convolves in place, knows no float64. Backward has the columns of the input and of its gradient.
+    """
+    if func is torch.ops.aten.convolution.default:
+        (x, weight), grid, num_copies = args[:2], results, 1
+    elif func is torch.ops.aten.convolution_backward.default:
+        grid, x, weight = args[:3]
+        num_copies = 2
+    else:
+        return 0
+    is_unfolded = x.dtype == torch.float64 and x.device.type == "cpu" and weight.shape[2:].numel() > 1
+    num_values: int = x.shape[0] * weight[0].numel() * grid.shape[2:].numel()
+    return num_copies * num_values * x.element_size() if is_unfolded else 0
 
 
 def _width_of_z(spec: PretrainSpec, learner: SimclrLearner | SupervisedLearner) -> int:

@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-__all__ = ["Precision", "resolve_precision"]
+__all__ = ["Name", "Precision", "resolve_precision"]
 
 Name = Literal["float64", "float32", "bfloat16"]
 

@@ -61,7 +61,9 @@ def test_activations_are_those_that_the_architecture_keeps() -> None:
 def test_every_way_to_need_less_is_counted() -> None:
     whole = step_bytes()
 
-    assert step_bytes(precision="float64") == pytest.approx(2 * whole, rel=0.02)
+    # numbers of twice the size, and the patches of the widest layer and of its gradient, unfolded for a while
+    unfolded = 8 * 2 * (2 * 8) * (16 * 9) * 32**2
+    assert 2 * whole < step_bytes(precision="float64") < 2.02 * whole + unfolded
     assert step_bytes(precision="bfloat16") < 0.7 * whole
     assert step_bytes(memory={"activation_checkpointing": True}) < 0.9 * whole
     assert step_bytes(num_workers=2) < 0.7 * whole
@@ -109,8 +111,7 @@ def test_real_steps_grow_a_process_by_what_was_estimated(tmp_path: Path, name: s
     run_team(1, measure, str(tmp_path / "measured.json"), name)  # what one kind freed would hide what another takes
     grown, estimated = json.loads((tmp_path / "measured.json").read_text())
 
-    most = 2 if name == "resnet8 in float64" else 1.5  # torch unfolds what it convolves in float64, unseen from here
-    assert 1 / 1.5 < grown / estimated < most
+    assert 1 / 1.5 < grown / estimated < 1.5
 
 
 def measure(team: Team, result: str, name: str) -> None:

@@ -6,36 +6,8 @@ import pytest
 import torch
 from lightly.loss import NTXentLoss
 
-from tests.unit.trainer.gloo_ranks import NUM_IMAGES, ranks, whole
 from tests.unit.trainer.objective_oracles import OBJECTIVES, oracle_loss, projections, value_and_gradient
-from trainer.losses import similarity
 from trainer.losses.nt_xent import nt_xent
-
-SPECS = ["nt_xent", "nt_xent cold", "nt_xent without l2"]
-
-
-@pytest.fixture(params=[512, 5], ids=["one tile", "many tiles"])
-def tile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(similarity, "CPU_TILE", request.param)
-
-
-@pytest.mark.usefixtures("tile")
-@pytest.mark.parametrize("name", SPECS)
-@pytest.mark.parametrize("num_images", [1, 2, 9])
-def test_value_and_gradient_are_those_of_brute_force(name: str, num_images: int) -> None:
-    z = projections(num_images)
-    loss, gradient = value_and_gradient(OBJECTIVES[name], z)
-    expected, expected_gradient = value_and_gradient(OBJECTIVES[name], z, is_oracle=True)
-    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-11, atol=1e-12)
-
-
-@pytest.mark.usefixtures("tile")
-@pytest.mark.parametrize("name", SPECS)
-def test_gradcheck(name: str) -> None:
-    spec = OBJECTIVES[name]
-    z = projections(4).requires_grad_()
-    assert torch.autograd.gradcheck(lambda z: nt_xent(z, temperature=spec.temperature, normalize=spec.normalize), z)
 
 
 def test_tiles_made_again_in_backward_give_the_gradient_of_kept_ones(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,16 +25,6 @@ def test_it_agrees_with_lightly(temperature: float) -> None:
     theirs = NTXentLoss(temperature)(*z.chunk(2))
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(torch.autograd.grad(ours, z)[0], torch.autograd.grad(theirs, z)[0], rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.parametrize("num_ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", SPECS)
-def test_over_ranks_the_loss_and_gradient_are_those_of_one_process(num_ranks: int, name: str) -> None:
-    loss, gradient = value_and_gradient(OBJECTIVES[name], projections(NUM_IMAGES), is_oracle=True)
-    found = [rank["objectives"][name] for rank in ranks(num_ranks)]
-    torch.testing.assert_close(torch.stack([part["loss"] for part in found]).mean(), loss, rtol=1e-12, atol=0)
-    averaged = whole([part["gradient"] for part in found]) / num_ranks  # as parameters' gradients are
-    torch.testing.assert_close(averaged, gradient, rtol=1e-11, atol=1e-12)
 
 
 @pytest.mark.parametrize(
