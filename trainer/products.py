@@ -52,8 +52,7 @@ def leave_products(
         class_names=dataset.class_names,
         extra={"verdict": final.verdict},
     )
-    key = scribe.context.key(BUNDLE_KEY)
-    scribe.storage.write(key, bundle)
+    key = scribe.product(BUNDLE_KEY, bundle)
     with zipfile.ZipFile(io.BytesIO(bundle)) as archive:
         for name in archive.namelist():
             scribe.artifact(f"{ENCODER_FOLDER}/{name}", archive.read(name))

@@ -10,10 +10,10 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from trainer.checkpoint import Checkpoint, CheckpointStore
 from trainer.context import TrialContext, experiment_key
@@ -21,7 +21,7 @@ from trainer.errors import StorageUnavailable, Superseded
 from trainer.fence import Fence, take_fence
 from trainer.mlflow_runs import RunDescription
 from trainer.outbox import Outbox
-from trainer.recorder import STORAGE_AWAY_MOST_S, TrialRecorder
+from trainer.recorder import RETRY_EVERY_S, STORAGE_AWAY_MOST_S, TrialRecorder
 from trainer.storage import BlobMissing, Storage, open_storage
 
 __all__ = ["Scribe", "StopKind"]
@@ -29,6 +29,7 @@ __all__ = ["Scribe", "StopKind"]
 logger = logging.getLogger(__name__)
 
 StopKind = Literal["pause", "cancel", "early"]
+Result = TypeVar("Result")
 
 CHECKPOINT_EVERY_S = 15.0  # what a crash costs at most, besides the restart
 CLOSE_DRAIN_S = 3.0  # what a start that fails or is stopped gives MLflow; the rest waits in storage
@@ -67,17 +68,23 @@ class Scribe:
         """Record values under a global step."""
         self._recorder.metrics(step, values)
 
+    def product(self, name: str, data: bytes) -> str:
+        """Keep what the trial leaves beside its artifacts, and return its key."""
+        key = self.context.key(name)
+        self._patiently(name, lambda: self.storage.write(key, data))
+        return key
+
     def artifact(self, path: str, data: bytes) -> None:
         """Keep an artifact of the trial."""
-        self._recorder.artifact(path, data)
+        self._patiently(path, lambda: self._recorder.artifact(path, data))
 
     def encoder(self, bundle_sha256: str) -> None:
         """Register the encoder of this bundle as the experiment's."""
-        self._recorder.encoder(bundle_sha256)
+        self._patiently("the encoder's place in line", lambda: self._recorder.encoder(bundle_sha256))
 
     def series(self, *keys: str) -> dict[str, list[tuple[int, float]]]:
         """Return (step, value) of each metric since the trial's first start."""
-        return self._recorder.series(*keys)
+        return self._patiently("the last metrics", lambda: self._recorder.series(*keys))
 
     def mark(self, stage: str) -> None:
         """Note that a stage begins now, for `/experiments/{id}/timeline`."""
@@ -105,14 +112,10 @@ class Scribe:
         """Write a checkpoint and return when it is there.
 
         Raises:
-            StorageUnavailable: If storage refuses it.
+            StorageUnavailable: If storage refuses it for longer than an outage is borne.
         """
         self._settle_pending()
-        try:
-            self._save(checkpoint)
-        except OSError as error:
-            message = f"the checkpoint of step {checkpoint.step} could not be written: {error}"
-            raise StorageUnavailable(message) from error
+        self._patiently(f"the checkpoint of step {checkpoint.step}", lambda: self._save(checkpoint))
 
     def _save(self, checkpoint: Checkpoint) -> None:
         self._recorder.persist()
@@ -142,19 +145,24 @@ class Scribe:
     # --- ends -------------------------------------------------------------------------------------
 
     def complete(self, marker: Mapping[str, Any], *, drain_s: float) -> None:
-        """Write the trial's completion marker, the last thing of all, and put the pen down."""
+        """Write the trial's completion marker, the last thing of all, and put the pen down.
+
+        Raises:
+            Superseded: If a later start owns the trial.
+            StorageUnavailable: If storage refuses it for longer than an outage is borne.
+        """
         self._settle_pending()
+        self._patiently("the last metrics", self._recorder.persist)
         is_sent = self._recorder.close(drain_s=drain_s)
         if not is_sent:
             logger.warning("MLflow did not take everything in %.0f s; the rest waits in storage", drain_s)
-        self.fence.check()
         document = {
             **marker,
             "attempt": self.context.attempt,
             "mlflow_run_id": self._recorder.mlflow_run_id,
             "is_recorded": is_sent,
         }
-        self.storage.write(self.context.key("complete.json"), json.dumps(document).encode())
+        self._patiently("the completion marker", lambda: self._write_owned("complete.json", document))
         self.close()
 
     def close(self) -> None:
@@ -173,6 +181,23 @@ class Scribe:
         if self.recorder is None:
             raise RuntimeError("the scribe has not begun")
         return self.recorder
+
+    def _write_owned(self, name: str, document: Mapping[str, Any]) -> None:
+        self.fence.check()
+        self.storage.write(self.context.key(name), json.dumps(document).encode())
+
+    def _patiently(self, what: str, work: Callable[[], Result]) -> Result:
+        """Return `work()`, tried again while storage is away: nothing is lost by waiting once training has ended."""
+        began_s = time.monotonic()
+        while True:
+            try:
+                return work()
+            except OSError as error:
+                away_s = time.monotonic() - began_s
+                if away_s >= STORAGE_AWAY_MOST_S:
+                    raise StorageUnavailable(f"storage refused {what} for {away_s:.0f} s, the last: {error}") from error
+                logger.warning("storage refuses %s, trying again: %s", what, error)
+                time.sleep(RETRY_EVERY_S)
 
     def _poll_stop(self) -> None:
         key = experiment_key(self.context.experiment_id, "stop.json")

@@ -83,3 +83,23 @@ def test_checkpoints_that_storage_refuses_are_borne_for_a_while_and_no_longer(
     with pytest.raises(StorageUnavailable, match="refused checkpoints"):
         scribe.checkpoint(checkpoint(11))
     scribe.close()
+
+
+def test_the_last_checkpoint_waits_while_storage_is_away_and_no_longer_than_an_outage_is_borne(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.scribe.RETRY_EVERY_S", 0.01)
+    scribe, blobs = begun(tmp_path), LosableStorage(tmp_path)
+    scribe.checkpoints = CheckpointStore(blobs, scribe.context, scribe.fence)
+    blobs.is_down = True
+    back = threading.Timer(0.3, setattr, (blobs, "is_down", False))
+    back.start()
+    scribe.checkpoint_now(checkpoint(1))
+    assert not back.is_alive()
+    assert scribe.checkpoints.latest_step() == 1
+
+    blobs.is_down = True
+    monkeypatch.setattr("trainer.scribe.STORAGE_AWAY_MOST_S", 0.1)
+    with pytest.raises(StorageUnavailable, match="storage refused the checkpoint of step 2"):
+        scribe.checkpoint_now(checkpoint(2))
+    scribe.close()

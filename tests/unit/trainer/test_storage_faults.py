@@ -118,6 +118,29 @@ def test_an_outage_in_the_middle_costs_a_run_nothing(
     assert largest_difference(tensors, tensors_without) == 0.0
 
 
+@pytest.mark.slow
+def test_a_run_that_ends_in_an_outage_waits_for_its_end(
+    object_store: ObjectStore, tmp_path: Path, datasets_dir: Path
+) -> None:
+    """Its last checkpoint, metrics, bundle and marker are written when storage is back; nothing is computed again."""
+    outage = ExitStack()
+    mended = threading.Timer(OUTAGE_S, outage.close)
+
+    def break_(report: EpochReport) -> bool:
+        if report.epoch == EPOCHS - 1:  # the last that is reported
+            outage.enter_context(object_store.link.down())
+            mended.start()
+        return False
+
+    uri = object_store.uri("end")
+    losses, tensors = trained(uri, tmp_path, datasets_dir, on_epoch=break_)
+    assert not mended.is_alive()
+    assert open_storage(uri).list("experiments/exp_1/trials/t0000/fence/") == [trial(uri).key("fence/00000001.json")]
+    losses_without, tensors_without = trained(str(tmp_path / "storage"), tmp_path, datasets_dir)
+    assert losses == losses_without
+    assert largest_difference(tensors, tensors_without) == 0.0
+
+
 def trained(storage: str, folder: Path, datasets: Path, **options: Any) -> tuple[list[float], dict[str, torch.Tensor]]:
     """Return the loss of every step and the last tensors of a whole run in this process."""
     spec = PretrainSpec.model_validate(SHORT | {"epochs": EPOCHS})
