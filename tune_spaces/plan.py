@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Final
 
+from trainer import metric_names
 from trainer.spec import PretrainSpec
 from tune_spaces.overrides import apply_overrides, flat_params
 from tune_spaces.rungs import asha_rungs
@@ -24,6 +25,8 @@ SEED = "seed"
 # Of ASHA over temperature, learning rate and batch size: last ranked behind 15 updates it lost 0.028 of kNN
 # accuracy to the whole grid's best, six times the deviation over seeds (docs/benchmarks.md).
 FEW_UPDATES: Final = 100
+
+_LESS_IS_BETTER: Final = (metric_names.LOSS, metric_names.ALIGNMENT, metric_names.UNIFORMITY)
 
 # What each axis does to a ranking behind few updates.
 _MISLED_BY: Final = {
@@ -123,6 +126,10 @@ def _warnings(sweep: SweepSpec) -> Iterator[str]:
         yield f"{sweep.scheduler} compares a trial only with others of as many epochs, each on its own schedule"
     if "batch_size" in axes and sweep.base_spec().optim.lr_scaling == "none" and "optim.lr_scaling" not in axes:
         yield "the learning rate does not follow batch_size (optim.lr_scaling is none), so larger batches learn less"
+    if sweep.mode == "max" and sweep.metric in _LESS_IS_BETTER:
+        yield f"{sweep.metric} is better the lower it is, and mode max chooses the highest; set mode to min"
+    elif sweep.mode == "min" and "accuracy" in sweep.metric:
+        yield f"{sweep.metric} is better the higher it is, and mode min chooses the lowest; set mode to max"
     if sweep.search == "optuna":
         yield "steps and images are upper bounds: what each trial is will be suggested while the sweep runs"
 
