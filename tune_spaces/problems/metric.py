@@ -46,16 +46,8 @@ MAX_POINTS = 1000  # that are asked whether they log the metric
 def metric_problems(sweep: SweepSpec, *, has_labels: bool | None) -> list[SpecProblem]:
     """Return why a complete sweep cannot be judged by its metric."""
     metric = sweep.metric
-    if metric in _ON_TEST:
-        detail = f"{metric} is read once at the end and chooses nothing; choose by {metric.removeprefix('test_')}"
-        return [_problem("metric_of_test_split", detail, allowed=list(SELECTING))]
-    if metric in names.ALL_METRICS and metric not in SELECTING:
-        detail = f"{metric} says how a trial ran and not what it learned, so no trial is best by it"
-        return [_problem("metric_of_no_result", detail, allowed=list(SELECTING))]
     if metric not in SELECTING:
-        near = difflib.get_close_matches(metric, SELECTING, n=1, cutoff=0.0)
-        detail = f"metric {metric!r} is never logged; did you mean {near[0]}?"
-        return [_problem("metric_unknown", detail, allowed=list(SELECTING))]
+        return [_not_selecting(metric)]
     if has_labels is False and metric not in _WITHOUT_LABELS:
         detail = (
             f"{metric} needs labels and the data set has none; choose by {names.UNIFORMITY} (mode min) or another that "
@@ -70,6 +62,19 @@ def metric_problems(sweep: SweepSpec, *, has_labels: bool | None) -> list[SpecPr
     if reasons and all(reason is not None for reason in reasons):
         return [_problem("metric_never_logged", f"{metric} is never logged: {reasons[0]}", involves=("/base",))]
     return []
+
+
+def _not_selecting(metric: str) -> SpecProblem:
+    """Return why no trial is best by this metric."""
+    if metric in _ON_TEST:
+        detail = f"{metric} is read once at the end and chooses nothing; choose by {metric.removeprefix('test_')}"
+        return _problem("metric_of_test_split", detail, allowed=list(SELECTING))
+    if metric in names.ALL_METRICS:
+        detail = f"{metric} says how a trial ran and not what it learned, so no trial is best by it"
+        return _problem("metric_of_no_result", detail, allowed=list(SELECTING))
+    near = difflib.get_close_matches(metric, SELECTING, n=1, cutoff=0.0)
+    detail = f"metric {metric!r} is never logged; did you mean {near[0]}?"
+    return _problem("metric_unknown", detail, allowed=list(SELECTING))
 
 
 def _why_missing(metric: str, document: dict[str, Any]) -> str | None:

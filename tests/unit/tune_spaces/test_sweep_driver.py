@@ -236,7 +236,7 @@ def test_a_metric_that_no_trial_has_at_its_end_is_a_failure_that_names_it() -> N
     ("outcome", "cause"),
     [
         (
-            {"state": "failed", "reason": {"code": "data_unreadable", "message": "torn file", "retryable": False}},
+            {"state": "failed", "reason": {"code": "bad_data", "message": "torn", "retryable": False}},
             "torn",
         ),
         ({"state": "failed", "reason": {"code": "trial_crashed", "message": "killed", "retryable": True}}, "killed"),
