@@ -145,6 +145,11 @@ def _warnings(sweep: SweepSpec) -> Iterator[str]:
         yield f"{sweep.scheduler} compares a trial only with others of as many epochs, each on its own schedule"
     if "batch_size" in axes and sweep.base_spec().optim.lr_scaling == "none" and "optim.lr_scaling" not in axes:
         yield "the learning rate does not follow batch_size (optim.lr_scaling is none), so larger batches learn less"
+    if sweep.study and sweep.size != "smoke" and not sweep.base_spec().scaling.gpus_per_worker:
+        yield (
+            f"size {sweep.size} of a study is made for GPUs and this sweep uses none; set base.scaling.gpus_per_worker "
+            "to 1, or take size smoke"
+        )
     if sweep.mode == "max" and sweep.metric in _LESS_IS_BETTER:
         yield f"{sweep.metric} is better the lower it is, and mode max chooses the highest; set mode to min"
     elif sweep.mode == "min" and "accuracy" in sweep.metric:

@@ -53,6 +53,15 @@ def test_the_smoke_size_is_small(study: Study) -> None:
     assert {trial.spec.encoder.name for trial in trials} <= {"resnet8", "resnet14", "resnet20"}
 
 
+def test_a_size_that_is_made_for_a_gpu_warns_where_it_would_run_on_none() -> None:
+    def warnings(size: str, **scaling: int) -> tuple[str, ...]:
+        document = {"base": DATA | {"scaling": scaling}, "study": "temperature", "size": size}
+        return plan_sweep(SweepSpec.model_validate(document), lambda _: 50_000).warnings
+
+    assert ["set base.scaling.gpus_per_worker to 1" in warning for warning in warnings("small")] == [True]
+    assert warnings("small", gpus_per_worker=1) == warnings("smoke") == ()
+
+
 @pytest.mark.parametrize("study", STUDIES)
 def test_a_study_speaks_of_fields_and_metrics_that_exist(study: Study) -> None:
     paths = [*study.figure.x, *study.figure.series, *study.paper.settings]
