@@ -239,6 +239,10 @@ def test_a_study_runs_from_its_name_to_its_answer(start_sweep: Callable[..., Swe
     assert all(claim["difference"] is not None for claim in report["claims"])
     assert report["verdict"] in ("holds", "does_not", "cannot_tell")
     assert (report["analysis"] is not None) == (study == "colour-shortcut")
+    registry = MlflowClient(tracking_uri=sweep.document.mlflow_uri)
+    artifacts = {file.path for file in registry.list_artifacts(parent_run_id(registry, sweep), "report")}
+    assert "report/report.png" in artifacts
+    assert ("report/report-histograms.png" in artifacts) == (study == "colour-shortcut")
 
 
 def test_a_paused_sweep_resumes_runs_no_finished_trial_again_and_ends_at_its_limit(
