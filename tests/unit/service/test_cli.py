@@ -258,7 +258,14 @@ def test_what_a_submission_will_cost_is_told_before_it_runs(service: Service, do
 
 
 def test_a_plan_says_where_it_does_not_know_how_long(service: Service, document: str) -> None:
-    plan: dict[str, Any] = {"trials": 1, "steps": 10, "images": 320, "memory_bytes": None, "time_s": None, "warnings": []}
+    plan: dict[str, Any] = {
+        "trials": 1,
+        "steps": 10,
+        "images": 320,
+        "memory_bytes": None,
+        "time_s": None,
+        "warnings": [],
+    }
     service.answers["POST /experiments"] = (202, EXPERIMENT | {"plan": plan})
 
     assert "10 steps, 320 images, how long is not known yet" in simclr("submit", document).stderr
