@@ -310,6 +310,20 @@ def test_a_continued_sweep_runs_the_further_trials_alone(start_sweep: Callable[.
             assert bundle == parent.storage.read(experiment_key(parent.experiment_id, f"trials/{trial}/encoder.zip"))
 
 
+def test_suggestions_are_run_one_after_the_other_and_kept(start_sweep: Callable[..., SweepJob]) -> None:
+    sweep = start_sweep(
+        space={"loss.temperature": {"loguniform": [0.1, 1.0]}, "batch_size": {"choice": [32, 64]}},
+        search="optuna",
+        num_samples=3,
+        max_concurrent_trials=1,
+    )
+    assert sweep.finish(sweep.start(1)) is JobStatus.SUCCEEDED, sweep.log()
+    assert sweep.states() == ["succeeded"] * 3
+    assert all(0.1 <= row.params["loss.temperature"] <= 1.0 for row in sweep.rows())
+    assert len({row.params["loss.temperature"] for row in sweep.rows()}) == 3
+    assert sweep.read("complete.json")["best"]["value"] == max(row.metrics["knn_accuracy"] for row in sweep.rows())
+
+
 def test_a_trial_whose_process_dies_again_and_again_fails_with_a_reason(
     start_sweep: Callable[..., SweepJob], ray_dashboard: str
 ) -> None:
