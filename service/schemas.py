@@ -173,13 +173,15 @@ class PlanView(_View):
     steps_per_epoch: int | None  # null where trials differ
     images_dropped_per_epoch: int | None  # left over by whole global batches
     negatives_per_anchor: int | None  # 2(N - 1)
-    memory_bytes: int | None  # per worker, estimated
+    memory_bytes: int | None  # per worker, estimated; of the trial that needs most
+    trials_at_once: int | None  # as many as fit the cluster and were allowed; null where it does not answer
     time_s: Annotated[
         float | None,
         Field(
             description="Of the training alone: `images` over the median of `images_per_second` that the newest "
-            "pretrainings here reached with the same encoder, image size, workers and kind of device. Null for a "
-            "sweep, and where there were none."
+            "pretrainings here reached with the same encoder, image size, workers and kind of device; of a sweep as "
+            "many at a time as `trials_at_once`, and at most so long where trials may be stopped early. Null where "
+            "there were none for one of its trials."
         ),
     ]
     warnings: list[str]
@@ -261,6 +263,7 @@ class TrialView(_View):
     best: dict[str, Any] | None = None
     attempt: int | None = None
     mlflow_run_id: str | None = None
+    reason: dict[str, Any] | None = None  # {"code", "message", ...} of one that failed, or that a limit left out
 
 
 class PointView(_View):

@@ -14,7 +14,7 @@ class EpochReport:
 
     epoch: int  # 1 after the first
     step: int
-    metrics: dict[str, float]
+    metrics: dict[str, float]  # of the last step, and what was measured at the end of the epoch
 
 
 OnEpoch = Callable[[EpochReport], bool]  # returns whether to stop early

@@ -122,6 +122,7 @@ class Run:
         )
         self.evaluation = Evaluation(spec, self.dataset, team, self.precision)
         self._start_metrics: dict[str, float] = {}
+        self._step_metrics: dict[str, float] = {}  # of the last step that was read
         self.last_step = 0
         self._has_stepped = False
 
@@ -241,6 +242,7 @@ class Run:
                     self.scribe.mark("first_step")
                     self._has_stepped = True
                 self.scribe.metrics(step, {**values, metric_names.LR: rate})
+            self._step_metrics = values
             should_stop = should_stop or outcome.should_stop
         return should_stop
 
@@ -256,7 +258,7 @@ class Run:
             self._keep(values.get(metric_names.KNN_ACCURACY))  # behind the metrics: no resume loses them
             logger.info("epoch %d of %d: %s", epoch, self.spec.epochs, _in_words(values))
             if self.on_epoch is not None and epoch < self.spec.epochs:
-                report = EpochReport(epoch=epoch, step=self.last_step, metrics=values)
+                report = EpochReport(epoch=epoch, step=self.last_step, metrics=self._step_metrics | values)
                 should_stop = self.on_epoch(report)
         return bool(self.team.agree_on(int(should_stop))) if self.on_epoch is not None else False
 

@@ -11,19 +11,22 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Final
 
+from trainer import metric_names
 from trainer.spec import PretrainSpec
 from tune_spaces.overrides import apply_overrides, flat_params
 from tune_spaces.rungs import asha_rungs
 from tune_spaces.space import Point, bounds, draw, grid
 from tune_spaces.spec import MAX_TRIALS, SweepSpec, complete
 
-__all__ = ["PlannedTrial", "SweepPlan", "plan_sweep", "planned_trials", "trial_at"]
+__all__ = ["PlannedTrial", "SweepPlan", "TrialCost", "plan_sweep", "planned_trials", "possible_specs", "trial_at"]
 
 SEED = "seed"
 
 # Of ASHA over temperature, learning rate and batch size: last ranked behind 15 updates it lost 0.028 of kNN
 # accuracy to the whole grid's best, six times the deviation over seeds (docs/benchmarks.md).
 FEW_UPDATES: Final = 100
+
+_LESS_IS_BETTER: Final = (metric_names.LOSS, metric_names.ALIGNMENT, metric_names.UNIFORMITY)
 
 # What each axis does to a ranking behind few updates.
 _MISLED_BY: Final = {
@@ -47,6 +50,15 @@ class PlannedTrial:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrialCost:
+    """What one trial computes."""
+
+    spec: PretrainSpec
+    steps: int
+    images: int  # each epoch counted
+
+
+@dataclass(frozen=True, kw_only=True)
 class SweepPlan:
     """What a sweep will compute."""
 
@@ -54,6 +66,7 @@ class SweepPlan:
     num_trials: int
     steps: int  # over all trials; an upper bound where trials are suggested or stopped early
     images: int  # likewise, each epoch counted
+    costs: Sequence[TrialCost]  # of each trial; of the corners of the space where trials are suggested
     warnings: tuple[str, ...]
 
 
@@ -68,18 +81,19 @@ def plan_sweep(sweep: SweepSpec, num_images: Callable[[PretrainSpec], int]) -> S
     trials = tuple(planned_trials(whole))
     if whole.search == "optuna":
         num_trials = whole.num_trials_searched()
-        points = islice(bounds(whole.axes()), MAX_TRIALS)
-        specs = [PretrainSpec.model_validate(apply_overrides(whole.base, point)) for point in points]
-        steps = num_trials * max(_cost(corner, num_images(corner))[0] for corner in specs)
+        costs = [_cost(spec, num_images) for spec in possible_specs(whole)]
+        steps = num_trials * max(cost.steps for cost in costs)
         # A batch size between the corners may leave no image out of an epoch.
-        images = num_trials * max(num_images(corner) * corner.epochs for corner in specs)
+        images = num_trials * max(num_images(cost.spec) * cost.spec.epochs for cost in costs)
     else:
         num_trials = len(trials)
-        specs = [trial.spec for trial in trials]
-        costs = [_cost(spec, num_images(spec)) for spec in specs]
-        steps, images = (sum(amounts) for amounts in zip(*costs, strict=True))
+        costs = [_cost(trial.spec, num_images) for trial in trials]
+        steps, images = sum(cost.steps for cost in costs), sum(cost.images for cost in costs)
+    specs = [cost.spec for cost in costs]
     warnings = (*_warnings(whole), *(_ranking_warnings(whole, specs, num_images) if whole.scheduler == "asha" else ()))
-    return SweepPlan(trials=trials, num_trials=num_trials, steps=steps, images=images, warnings=warnings)
+    return SweepPlan(
+        trials=trials, num_trials=num_trials, steps=steps, images=images, costs=tuple(costs), warnings=warnings
+    )
 
 
 def planned_trials(sweep: SweepSpec) -> Iterator[PlannedTrial]:
@@ -92,6 +106,14 @@ def planned_trials(sweep: SweepSpec) -> Iterator[PlannedTrial]:
         for _ in sweep.seeds:
             yield trial_at(sweep, point, index)
             index += 1
+
+
+def possible_specs(sweep: SweepSpec) -> list[PretrainSpec]:
+    """Return the specs of a complete sweep's trials; the corners of its space where trials are suggested."""
+    if sweep.search != "optuna":
+        return [trial.spec for trial in planned_trials(sweep)]
+    points = islice(bounds(sweep.axes()), MAX_TRIALS)
+    return [PretrainSpec.model_validate(apply_overrides(sweep.base, point)) for point in points]
 
 
 def trial_at(sweep: SweepSpec, point: Point, index: int) -> PlannedTrial:
@@ -107,9 +129,9 @@ def _draws(sweep: SweepSpec) -> Iterator[Point]:
     return (draw(sweep.axes(), seed=seed, index=index) for index in range(sweep.num_samples))
 
 
-def _cost(spec: PretrainSpec, num_images: int) -> tuple[int, int]:
-    steps = num_images // spec.batch_size * spec.epochs
-    return steps, steps * spec.batch_size
+def _cost(spec: PretrainSpec, num_images: Callable[[PretrainSpec], int]) -> TrialCost:
+    steps = num_images(spec) // spec.batch_size * spec.epochs
+    return TrialCost(spec=spec, steps=steps, images=steps * spec.batch_size)
 
 
 def _warnings(sweep: SweepSpec) -> Iterator[str]:
@@ -123,6 +145,15 @@ def _warnings(sweep: SweepSpec) -> Iterator[str]:
         yield f"{sweep.scheduler} compares a trial only with others of as many epochs, each on its own schedule"
     if "batch_size" in axes and sweep.base_spec().optim.lr_scaling == "none" and "optim.lr_scaling" not in axes:
         yield "the learning rate does not follow batch_size (optim.lr_scaling is none), so larger batches learn less"
+    if sweep.study and sweep.size != "smoke" and not sweep.base_spec().scaling.gpus_per_worker:
+        yield (
+            f"size {sweep.size} of a study is made for GPUs and this sweep uses none; set base.scaling.gpus_per_worker "
+            "to 1, or take size smoke"
+        )
+    if sweep.mode == "max" and sweep.metric in _LESS_IS_BETTER:
+        yield f"{sweep.metric} is better the lower it is, and mode max chooses the highest; set mode to min"
+    elif sweep.mode == "min" and "accuracy" in sweep.metric:
+        yield f"{sweep.metric} is better the higher it is, and mode min chooses the lowest; set mode to max"
     if sweep.search == "optuna":
         yield "steps and images are upper bounds: what each trial is will be suggested while the sweep runs"
 

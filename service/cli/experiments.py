@@ -11,7 +11,8 @@ import typer
 
 from service.cli.connection import connect
 from service.cli.outcome import ExitCode, outcome
-from service.cli.output import AsJson, print_json, print_members, print_table
+from service.cli.output import AsJson, error_console, plain, print_json, print_members, print_table
+from service.cli.plan_lines import plan_lines
 from service.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -59,6 +60,9 @@ def submit(
             print_json(client.validate(document))
             return
         experiment = client.submit(document)
+        if not as_json:
+            for line in plan_lines(experiment["plan"]):
+                error_console().print(plain(line))
         if follow or wait:
             experiment = _see_through(experiment, is_shown=follow and not as_json)
         _print_experiment(experiment, as_json=as_json)

@@ -109,6 +109,7 @@ class Trial(TypedDict):
     best: dict[str, Any] | None
     attempt: int | None
     mlflow_run_id: str | None
+    reason: dict[str, Any] | None
 
 
 class Point(TypedDict):

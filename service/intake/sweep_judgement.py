@@ -40,7 +40,14 @@ def judge_sweep(sweep: SweepSpec, environment: Environment) -> tuple[list[SpecPr
     )
     if problems:
         return problems, None
-    plan = plan_of_sweep(sweep, base, num_images=num_images, space=space)
+    plan = plan_of_sweep(
+        sweep,
+        base,
+        num_images=num_images,
+        images_per_second=environment.images_per_second,
+        capacity=environment.capacity,
+        space=space,
+    )
     return budget_problems(plan, sweep.limits.max_images), plan
 
 

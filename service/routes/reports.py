@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import Annotated, Final, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Literal
 
 from fastapi import Query, Response
 
@@ -59,12 +60,57 @@ async def report(
     """Return a sweep's report as the sweep wrote it, or a pretraining's as it stands now."""
     body = await services.read_blob(experiment_key(record.id, f"report.{format_}"))
     if body is None and record.kind == "sweep":
-        detail = f"the sweep is {record.state}; it writes its report when trials have ended"
-        raise Problem(409, "report_not_ready", detail, state=record.state.value)
+        raise _not_ready(record)
     if body is None:
         body = (await _pretrain(record, services, format_)).encode()
     headers = {"Content-Security-Policy": HTML_POLICY} if format_ == "html" else {}
     return Response(body, media_type=_MEDIA_TYPES[format_], headers=headers)
+
+
+_PICTURE: Final[Mapping[int | str, dict[str, Any]]] = {
+    200: {"description": "The picture", "content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}},
+    **responses(404, 409),
+}
+
+
+@router.get(
+    "/experiments/{experiment_id}/report.png",
+    operation_id="getReportFigure",
+    summary="See the figure of a sweep's report",
+    response_class=Response,
+    responses={**_PICTURE},
+    openapi_extra=needs(Role.VIEWER),
+)
+async def figure(record: OwnedExperiment, services: ServicesDep) -> Response:
+    """Return the figure, in the paper's form where the sweep is a study; Markdown refers to it by this name."""
+    return await _picture(record, services, "report.png")
+
+
+@router.get(
+    "/experiments/{experiment_id}/report-histograms.png",
+    operation_id="getReportHistograms",
+    summary="See the colour histograms of the study colour-shortcut",
+    response_class=Response,
+    responses={**_PICTURE},
+    openapi_extra=needs(Role.VIEWER),
+)
+async def histograms(record: OwnedExperiment, services: ServicesDep) -> Response:
+    """Return the histograms of two crops of two images, with and without colour distortion (paper, Fig. 6)."""
+    return await _picture(record, services, "report-histograms.png")
+
+
+async def _picture(record: ExperimentRecord, services: Services, name: str) -> Response:
+    body = await services.read_blob(experiment_key(record.id, name))
+    if body is not None:
+        return Response(body, media_type="image/png")
+    if record.kind == "sweep" and await services.read_blob(experiment_key(record.id, "report.json")) is None:
+        raise _not_ready(record)
+    raise Problem(404, "picture_not_found", f"the report of experiment {record.id} has no {name}")
+
+
+def _not_ready(record: ExperimentRecord) -> Problem:
+    detail = f"the sweep is {record.state}; it writes its report when trials have ended"
+    return Problem(409, "report_not_ready", detail, state=record.state.value)
 
 
 async def _pretrain(record: ExperimentRecord, services: Services, format_: str) -> str:

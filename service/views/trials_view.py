@@ -58,6 +58,7 @@ def _of_row(row: dict[str, Any], run: TrialRun | None, record: ExperimentRecord)
         best=row.get("best"),
         attempt=row.get("attempt"),
         mlflow_run_id=row.get("mlflow_run_id") or (run.mlflow_run_id if run else None),
+        reason=row.get("reason"),
     )
 
 

@@ -16,7 +16,7 @@ import pytest
 from mlflow import MlflowClient
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from trainer.context import JobDocument, experiment_key
+from trainer.context import JobDocument, ParentTrial, experiment_key
 from trainer.storage import BlobMissing, DirectoryStorage
 from trainer.trial_table import TrialRow, read_trial_table
 from tune_spaces.spec import SweepSpec, resolve
@@ -34,13 +34,23 @@ BASE: dict[str, Any] = {
     "precision": "float32",
     "evaluation": {"knn_every_epochs": 1, "linear_probe": False},
 }
+TRIAL = "ImplicitFunc"  # what Tune calls the actor in which a trial runs
+WORKER = "TrainWorker"  # and Ray Train those within it
 TERMINAL = {JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED}
 
 
 class SweepJob:
     """One sweep whose attempts run as Ray jobs."""
 
-    def __init__(self, client: JobSubmissionClient, places: dict[str, Any], tmp_path: Path, **sweep: Any) -> None:
+    def __init__(
+        self,
+        client: JobSubmissionClient,
+        places: dict[str, Any],
+        tmp_path: Path,
+        *,
+        parent: SweepJob | None = None,
+        **sweep: Any,
+    ) -> None:
         self.client = client
         self.storage = DirectoryStorage(Path(places["storage"]))
         self.experiment_id = f"exp_{time.monotonic_ns()}"
@@ -52,6 +62,7 @@ class SweepJob:
             attempt=1,
             spec=spec,
             cache_dir=str(tmp_path / "cache"),
+            parent=ParentTrial(experiment_id=parent.experiment_id, trial_id="t0000") if parent else None,
             **places,
         )
 
@@ -74,6 +85,11 @@ class SweepJob:
 
     def states(self) -> list[str]:
         return [row.state for row in self.rows()]
+
+    def markers(self) -> dict[str, bytes]:
+        """Return the completion marker of each trial that has one."""
+        keys = self.storage.list(experiment_key(self.experiment_id, "trials/"))
+        return {key.split("/")[-2]: self.storage.read(key) for key in keys if key.endswith("/complete.json")}
 
     def read(self, name: str) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self.storage.read(experiment_key(self.experiment_id, name)))
@@ -114,9 +130,17 @@ def start_sweep(
                 client.stop_job(str(job.submission_id))
 
 
-def test_a_grid_runs_to_its_best_encoder_and_its_report(start_sweep: Callable[..., SweepJob]) -> None:
-    sweep = start_sweep(space={"loss.temperature": {"choice": [0.1, 0.5]}, "epochs": {"choice": [1, 2]}})
-    assert sweep.finish(sweep.start(1)) is JobStatus.SUCCEEDED, sweep.log()
+def test_a_grid_runs_to_its_best_encoder_and_its_report(
+    start_sweep: Callable[..., SweepJob], ray_dashboard: str
+) -> None:
+    sweep = start_sweep(
+        base={**BASE, "scaling": {"cpus_per_worker": 3}},
+        space={"loss.temperature": {"choice": [0.1, 0.5]}, "epochs": {"choice": [1, 2]}},
+    )
+    job = sweep.start(1)
+    assert sweep.finish(job) is JobStatus.SUCCEEDED, sweep.log()
+    assert "4 trials to run, 2 at a time" in sweep.log(), "the cluster has 8 CPUs, and a trial takes 3"
+    assert {actor["class_name"] for actor in actors(ray_dashboard, job)} == {TRIAL}, "no cluster within the trial's"
     end = sweep.read("complete.json")
     rows = {row.id: row for row in sweep.rows()}
     assert set(sweep.states()) == {"succeeded"}
@@ -141,7 +165,23 @@ def test_a_grid_runs_to_its_best_encoder_and_its_report(start_sweep: Callable[..
         trial for trial, row in rows.items() if row.params["loss.temperature"] == 0.5
     }
     artifacts = {file.path for file in registry.list_artifacts(parent_id, "report")}
-    assert {"report/report.png", "report/report.html"} <= artifacts
+    assert artifacts == {f"report/report.{form}" for form in ("html", "json", "md", "png")}
+
+
+def test_median_stops_by_the_loss_that_each_epoch_came_to(start_sweep: Callable[..., SweepJob]) -> None:
+    """A rate of next to nothing leaves the loss where it was, which three others have brought down."""
+    sweep = start_sweep(
+        base={**BASE, "epochs": 3, "evaluation": {"knn_every_epochs": 0, "linear_probe": False}},
+        space={"optim.base_lr": {"choice": [0.3, 0.1, 0.2, 1e-7]}},
+        scheduler="median",
+        metric="loss",
+        mode="min",
+        max_concurrent_trials=1,
+    )
+    assert sweep.finish(sweep.start(1)) is JobStatus.SUCCEEDED, sweep.log()
+    assert sweep.states() == ["succeeded"] * 3 + ["stopped_early"], sweep.log()
+    best = sweep.read("complete.json")["best"]
+    assert best["value"] == min(row.metrics["loss"] for row in sweep.rows()[:3])
 
 
 def test_asha_stops_trials_early_and_they_end_cleanly(start_sweep: Callable[..., SweepJob]) -> None:
@@ -181,6 +221,7 @@ def test_a_stopped_trial_of_two_workers_gives_back_what_it_held(
     wait_until(lambda: sweep.states()[1] not in ("pending", "running"), sweep.log)
     assert sweep.states()[:2] == ["succeeded", "stopped_early"], sweep.log()
     wait_until(lambda: not held & worker_groups(ray_dashboard, job), sweep.log, deadline_s=FREED_WITHIN_S)
+    assert sum(WORKER in actor["class_name"] for actor in actors(ray_dashboard, job)) >= 4, "two of each of the first"
     assert sweep.states()[2] in ("pending", "running"), "the end of the job would have freed all of it"
     sweep.write("stop.json", {"attempt": 1, "kind": "cancel"})
     sweep.finish(job)
@@ -198,6 +239,10 @@ def test_a_study_runs_from_its_name_to_its_answer(start_sweep: Callable[..., Swe
     assert all(claim["difference"] is not None for claim in report["claims"])
     assert report["verdict"] in ("holds", "does_not", "cannot_tell")
     assert (report["analysis"] is not None) == (study == "colour-shortcut")
+    registry = MlflowClient(tracking_uri=sweep.document.mlflow_uri)
+    artifacts = {file.path for file in registry.list_artifacts(parent_run_id(registry, sweep), "report")}
+    assert "report/report.png" in artifacts
+    assert ("report/report-histograms.png" in artifacts) == (study == "colour-shortcut")
 
 
 def test_a_paused_sweep_resumes_runs_no_finished_trial_again_and_ends_at_its_limit(
@@ -238,9 +283,63 @@ def test_a_killed_driver_loses_no_trial(start_sweep: Callable[..., SweepJob]) ->
     assert sweep.finish(job) is JobStatus.FAILED
     with pytest.raises(BlobMissing):
         sweep.read("complete.json")
+    done = sweep.markers()
+    assert done
     assert sweep.finish(sweep.start(2)) is JobStatus.SUCCEEDED, sweep.log()
     assert sweep.states() == ["succeeded"] * 4
     assert [row.id for row in sweep.rows()] == ["t0000", "t0001", "t0002", "t0003"]
+    assert done.items() <= sweep.markers().items(), "what had finished is not run again"
+    assert all(row.attempt == 1 for row in sweep.rows() if row.id in done)
+
+
+def test_a_continued_sweep_runs_the_further_trials_alone(start_sweep: Callable[..., SweepJob]) -> None:
+    asked = {"space": {"loss.temperature": {"loguniform": [0.1, 1.0]}}, "search": "random", "max_concurrent_trials": 2}
+    parent = start_sweep(**asked, num_samples=2)
+    assert parent.finish(parent.start(1)) is JobStatus.SUCCEEDED, parent.log()
+    longer = start_sweep(**asked, num_samples=4, parent=parent)
+    assert longer.finish(longer.start(1)) is JobStatus.SUCCEEDED, longer.log()
+    assert longer.states() == ["succeeded"] * 4
+    assert longer.rows()[:2] == parent.rows(), "runs, values and params of before"
+    assert "2 trials to run" in longer.log()
+    runs = {row.mlflow_run_id for row in longer.rows()}
+    assert len(runs) == 4
+    assert longer.read("complete.json")["best"]["value"] == max(row.metrics["knn_accuracy"] for row in longer.rows())
+    for trial in ("t0000", "t0001", "t0002", "t0003"):
+        bundle = longer.storage.read(experiment_key(longer.experiment_id, f"trials/{trial}/encoder.zip"))
+        if trial in ("t0000", "t0001"):
+            assert bundle == parent.storage.read(experiment_key(parent.experiment_id, f"trials/{trial}/encoder.zip"))
+
+
+def test_suggestions_are_run_one_after_the_other_and_kept(start_sweep: Callable[..., SweepJob]) -> None:
+    sweep = start_sweep(
+        space={"loss.temperature": {"loguniform": [0.1, 1.0]}, "batch_size": {"choice": [32, 64]}},
+        search="optuna",
+        num_samples=3,
+        max_concurrent_trials=1,
+    )
+    assert sweep.finish(sweep.start(1)) is JobStatus.SUCCEEDED, sweep.log()
+    assert sweep.states() == ["succeeded"] * 3
+    assert all(0.1 <= row.params["loss.temperature"] <= 1.0 for row in sweep.rows())
+    assert len({row.params["loss.temperature"] for row in sweep.rows()}) == 3
+    assert sweep.read("complete.json")["best"]["value"] == max(row.metrics["knn_accuracy"] for row in sweep.rows())
+
+
+def test_a_trial_whose_process_dies_again_and_again_fails_with_a_reason(
+    start_sweep: Callable[..., SweepJob], ray_dashboard: str
+) -> None:
+    sweep = start_sweep(base={**BASE, "epochs": 10_000}, space={"loss.temperature": {"choice": [0.1]}})
+    job = sweep.start(1)
+    killed: set[int] = set()
+    while len(killed) < 2:  # once it is started anew
+        wait_until(lambda: trial_pids(ray_dashboard, job) - killed, sweep.log)
+        for pid in trial_pids(ray_dashboard, job) - killed:
+            os.kill(pid, signal.SIGKILL)
+            killed.add(pid)
+    sweep.finish(job)
+    assert sweep.states() == ["failed"]
+    reason = sweep.read("complete.json")["reason"]
+    assert (reason["code"], reason["cause"]["code"]) == ("all_trials_failed", "trial_crashed")
+    assert reason["cause"]["message"] in reason["message"]
 
 
 def test_all_trials_failing_is_a_failure_with_its_cause(start_sweep: Callable[..., SweepJob]) -> None:
@@ -269,10 +368,29 @@ def parent_run_id(registry: MlflowClient, sweep: SweepJob) -> str:
     return str(parent.info.run_id)
 
 
+def actors(ray_dashboard: str, job: str) -> list[dict[str, Any]]:
+    """Return all actors that a job has ever had."""
+    answer = httpx2.get(f"{ray_dashboard}/api/v0/actors", params={"detail": True, "limit": 1000}).json()
+    ray_job_id = id_of(ray_dashboard, job)
+    return [actor for actor in answer["data"]["result"]["result"] if actor["job_id"] == ray_job_id]
+
+
+def trial_pids(ray_dashboard: str, job: str) -> set[int]:
+    """Return the processes in which trials run now."""
+    alive = [actor for actor in actors(ray_dashboard, job) if actor["state"] == "ALIVE"]
+    return {int(actor["pid"]) for actor in alive if actor["class_name"] == TRIAL}
+
+
+def id_of(ray_dashboard: str, job: str) -> str:
+    """Return Ray's own id of a job."""
+    (ray_job_id,) = {one.job_id for one in JobSubmissionClient(ray_dashboard).list_jobs() if one.submission_id == job}
+    return str(ray_job_id)
+
+
 def worker_groups(ray_dashboard: str, job: str) -> set[str]:
     """Return the placement groups of a job that reserve whole CPUs for workers now."""
     answer = httpx2.get(f"{ray_dashboard}/api/v0/placement_groups", params={"detail": True, "limit": 1000}).json()
-    (ray_job_id,) = {one.job_id for one in JobSubmissionClient(ray_dashboard).list_jobs() if one.submission_id == job}
+    ray_job_id = id_of(ray_dashboard, job)
     return {
         group["placement_group_id"]
         for group in answer["data"]["result"]["result"]

@@ -7,7 +7,7 @@ from typing import Final
 
 from trainer.spec import PretrainSpec
 
-__all__ = ["DRIVER_CPUS", "is_alone", "num_concurrent", "trial_resources"]
+__all__ = ["DRIVER_CPUS", "is_alone", "num_concurrent", "trial_resources", "trials_at_once"]
 
 DRIVER_CPUS: Final = 0.01  # of a trial whose workers are elsewhere; 0 is refused by Ray
 
@@ -34,3 +34,18 @@ def num_concurrent(specs: Iterable[PretrainSpec], cluster: Mapping[str, float]) 
     needs = [trial_resources(spec) for spec in specs]
     most = {name: max(need.get(name, 0.0) for need in needs) for name in ("CPU", "GPU")}
     return max(1, min(int(cluster.get(name, 0.0) // amount) for name, amount in most.items() if amount))
+
+
+def trials_at_once(
+    specs: Iterable[PretrainSpec], cluster: Mapping[str, float], *, allowed: int | None, num_trials: int
+) -> int:
+    """Return how many trials of a sweep run at a time.
+
+    Args:
+        specs: Of every trial there may be.
+        cluster: Resource name -> amount, of the whole cluster.
+        allowed: The sweep's own `max_concurrent_trials`, None if it set none.
+        num_trials: How many there are to run.
+    """
+    room = num_concurrent(specs, cluster)
+    return min(room, allowed or room, num_trials)

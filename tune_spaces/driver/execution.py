@@ -24,10 +24,11 @@ from trainer.errors import Stopped, TrainerError
 from trainer.launch import run_trial, run_trial_in_process
 from trainer.spec import PretrainSpec
 from tune_spaces.driver.budget import EpochWatch
-from tune_spaces.driver.capacity import DRIVER_CPUS, is_alone, num_concurrent, trial_resources
+from tune_spaces.driver.capacity import DRIVER_CPUS, is_alone, trial_resources, trials_at_once
 from tune_spaces.driver.outcome import Outcome
 from tune_spaces.driver.referee import AskReferee, Referee
 from tune_spaces.driver.supply import TrialSupply
+from tune_spaces.plan import possible_specs
 from tune_spaces.spec import SweepSpec
 
 __all__ = ["run_trials"]
@@ -52,7 +53,10 @@ def run_trials(
     """Run trials on Ray Tune, as `tune_spaces.driver.outcome.RunTrials` says."""
     if not ray.is_initialized():
         ray.init(log_to_driver=True)
-    concurrent = _concurrency(sweep, supply, num_trials)
+    cluster: Mapping[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call] # Ray's own omission
+    concurrent = trials_at_once(
+        possible_specs(sweep), cluster, allowed=sweep.max_concurrent_trials, num_trials=num_trials
+    )
     logger.info("%d trials to run, %d at a time", num_trials, concurrent)
     trainable = tune.with_parameters(
         _run_one, referee=_referee(sweep, document, supply), counts_images=sweep.limits.max_images is not None
@@ -76,13 +80,6 @@ def run_trials(
         ),
     )
     tuner.fit()
-
-
-def _concurrency(sweep: SweepSpec, supply: TrialSupply, num_trials: int) -> int:
-    cluster: Mapping[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call] # Ray's own omission
-    specs = [trial.spec for trial in supply.known()] or [sweep.base_spec()]
-    room = num_concurrent(specs, cluster)
-    return min(room, sweep.max_concurrent_trials or room, num_trials)
 
 
 def _requested(config: Mapping[str, Any]) -> tune.PlacementGroupFactory:

@@ -19,6 +19,7 @@ _BY_STEP: Final = (names.LOSS, names.CONTRASTIVE_ACCURACY, names.ENTROPY)
 _ON_TEST: Final = (names.TEST_KNN_ACCURACY, names.TEST_LINEAR_ACCURACY)
 SELECTING: Final = tuple(name for name in (*_BY_STEP, *names.EVALUATION_METRICS) if name not in _ON_TEST)
 BY_EPOCH: Final = (
+    *_BY_STEP,  # as the last step of the epoch had them
     names.KNN_ACCURACY,
     names.KNN_ACCURACY_K200,
     names.ALIGNMENT,
@@ -26,7 +27,7 @@ BY_EPOCH: Final = (
     names.H_STD,
     names.H_EFFECTIVE_RANK,
 )
-_WITHOUT_LABELS: Final = frozenset((*_BY_STEP, *BY_EPOCH[2:]))
+_WITHOUT_LABELS: Final = frozenset(BY_EPOCH) - {names.KNN_ACCURACY, names.KNN_ACCURACY_K200}
 _OF_CONTRAST: Final = (names.CONTRASTIVE_ACCURACY, names.ENTROPY, names.ALIGNMENT, names.UNIFORMITY)
 _EVALUATION_SWITCHES: Final[Mapping[str, str]] = {
     names.LINEAR_ACCURACY: "linear_probe",
@@ -45,16 +46,12 @@ MAX_POINTS = 1000  # that are asked whether they log the metric
 def metric_problems(sweep: SweepSpec, *, has_labels: bool | None) -> list[SpecProblem]:
     """Return why a complete sweep cannot be judged by its metric."""
     metric = sweep.metric
-    if metric in _ON_TEST:
-        detail = f"{metric} is read once at the end and chooses nothing; choose by {metric.removeprefix('test_')}"
-        return [_problem("metric_of_test_split", detail, allowed=list(SELECTING))]
     if metric not in SELECTING:
-        near = difflib.get_close_matches(metric, SELECTING, n=1, cutoff=0.0)
-        detail = f"metric {metric!r} is never logged; did you mean {near[0]}?"
-        return [_problem("metric_unknown", detail, allowed=list(SELECTING))]
+        return [_not_selecting(metric)]
     if has_labels is False and metric not in _WITHOUT_LABELS:
         detail = (
-            f"{metric} needs labels and the data set has none; choose by {names.UNIFORMITY} or another that needs none"
+            f"{metric} needs labels and the data set has none; choose by {names.UNIFORMITY} (mode min) or another that "
+            "needs none"
         )
         return [_problem("metric_needs_labels", detail, allowed=sorted(_WITHOUT_LABELS))]
     if sweep.scheduler != "fifo" and metric not in BY_EPOCH:
@@ -65,6 +62,19 @@ def metric_problems(sweep: SweepSpec, *, has_labels: bool | None) -> list[SpecPr
     if reasons and all(reason is not None for reason in reasons):
         return [_problem("metric_never_logged", f"{metric} is never logged: {reasons[0]}", involves=("/base",))]
     return []
+
+
+def _not_selecting(metric: str) -> SpecProblem:
+    """Return why no trial is best by this metric."""
+    if metric in _ON_TEST:
+        detail = f"{metric} is read once at the end and chooses nothing; choose by {metric.removeprefix('test_')}"
+        return _problem("metric_of_test_split", detail, allowed=list(SELECTING))
+    if metric in names.ALL_METRICS:
+        detail = f"{metric} says how a trial ran and not what it learned, so no trial is best by it"
+        return _problem("metric_of_no_result", detail, allowed=list(SELECTING))
+    near = difflib.get_close_matches(metric, SELECTING, n=1, cutoff=0.0)
+    detail = f"metric {metric!r} is never logged; did you mean {near[0]}?"
+    return _problem("metric_unknown", detail, allowed=list(SELECTING))
 
 
 def _why_missing(metric: str, document: dict[str, Any]) -> str | None:

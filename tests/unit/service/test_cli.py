@@ -236,3 +236,36 @@ def test_data_sets_are_shown_with_the_word_or_without(service: Service) -> None:
     for words in ([], ["show"]):
         assert json.loads(simclr("datasets", *words, "--json").stdout) == [{"name": "digits"}]
         assert json.loads(simclr("datasets", *words, "digits", "--json").stdout) == {"name": "digits"}
+
+
+def test_what_a_submission_will_cost_is_told_before_it_runs(service: Service, document: str) -> None:
+    plan = {
+        "trials": 16,
+        "trials_at_once": 4,
+        "steps": 2080,
+        "images": 66560,
+        "memory_bytes": 120 * 2**20,
+        "time_s": 90.0,
+        "warnings": ["asha ranks trials early"],
+    }
+    service.answers["POST /experiments"] = (202, EXPERIMENT | {"kind": "sweep", "state": "queued", "plan": plan})
+
+    result = simclr("submit", document)
+
+    words = "plan: 16 trials, 4 at a time, 2,080 steps, 66,560 images, about 120 MiB a worker, about 1.5 min"
+    assert [" ".join(result.stderr.split())] == [f"{words} warning: asha ranks trials early"]
+    assert "plan:" not in simclr("submit", document, "--json").output
+
+
+def test_a_plan_says_where_it_does_not_know_how_long(service: Service, document: str) -> None:
+    plan: dict[str, Any] = {
+        "trials": 1,
+        "steps": 10,
+        "images": 320,
+        "memory_bytes": None,
+        "time_s": None,
+        "warnings": [],
+    }
+    service.answers["POST /experiments"] = (202, EXPERIMENT | {"plan": plan})
+
+    assert "10 steps, 320 images, how long is not known yet" in simclr("submit", document).stderr

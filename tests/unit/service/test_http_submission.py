@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from service.edge.examples import PRETRAIN_EXAMPLE, SWEEP_EXAMPLE
@@ -340,6 +341,16 @@ async def test_a_sweep_of_a_study_is_planned_and_stored(service: HttpApp) -> Non
         ({"base": {"data": {"dataset": "shapes"}, "batch_size": 32, "epochs": 0}}, "/spec/base/epochs"),
         ({"base": {"data": {"dataset": "nope"}, "epochs": 0}}, None),
         ({"scheduler": "pbt"}, "/spec/scheduler"),
+        ({"metric": "acuracy"}, "/spec/metric"),
+        ({"metric": "linear_accuracy", "scheduler": "median"}, "/spec/metric"),
+        ({"metric": "linear_accuracy_z"}, "/spec/metric"),
+        ({"space": {"loss": {"choice": [{}]}, "loss.margin": {"choice": [1.0]}}}, "/spec/space/loss.margin"),
+        (
+            {"space": {"epochs": {"choice": [9, 2]}, "optim.warmup_epochs": {"choice": [1, 4]}}},
+            "/spec/space/optim.warmup_epochs/choice/1",
+        ),
+        ({"space": {"batch_size": {"choice": [16, 4096]}}}, "/spec/space/batch_size/choice/1"),
+        ({"space": {"epochs": {"choice": list(range(1, 40))}}}, "/spec/space"),
     ],
 )
 async def test_what_is_wrong_with_a_sweep_is_named_at_its_place(
@@ -351,6 +362,22 @@ async def test_what_is_wrong_with_a_sweep_is_named_at_its_place(
     assert all(place.startswith("/spec/") for place in pointers(answer))
     if pointer is not None:
         assert pointers(answer) == [pointer]
+
+
+async def test_a_study_that_needs_labels_is_refused_for_images_that_have_none(
+    tmp_path: Path, migrated_database: Path
+) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (100, 16, 16, 3), dtype=np.uint8)
+    np.savez(tmp_path / "bare.npz", train_images=images)
+    async with http_app(tmp_path, database=migrated_database, datasets=tmp_path) as service:
+        asked = {"base": {"data": {"dataset": "bare"}, "batch_size": 32}}
+        study = await service.http.post("/experiments", json=sweep_body(**asked, study="temperature", space=None))
+        assert {"/spec/study"} <= set(pointers(study))
+        assert "bare" in study.json()["detail"]
+        by_labels = await service.http.post("/experiments", json=sweep_body(**asked))
+        assert pointers(by_labels) == ["/spec/metric"]
+        by_none = await service.http.post("/experiments", json=sweep_body(**asked, metric="loss", mode="min"))
+        assert by_none.status_code == 202, by_none.text
 
 
 async def test_a_sweeps_base_is_judged_here_even_where_its_fields_are_wrong(service: HttpApp) -> None:

@@ -72,3 +72,42 @@ async def test_what_mlflow_could_not_say_is_asked_again(service: HttpApp) -> Non
     await speeds(service).refresh()
 
     assert await planned_s(service) is not None
+
+
+async def sweep_plan(service: HttpApp, **spec: Any) -> dict[str, Any]:
+    body = {"name": "s", "kind": "sweep", "spec": {"base": pretrain_body()["spec"], **spec}}
+    answer = await service.http.post("/experiments?validate_only=true", json=body)
+    plan: dict[str, Any] = answer.json()["plan"]
+    return plan
+
+
+async def test_a_sweeps_plan_says_how_long_it_takes_by_as_many_at_a_time_as_fit(service: HttpApp) -> None:
+    space = {"loss.temperature": {"choice": [0.1, 0.2, 0.5, 1.0]}}
+    assert (await sweep_plan(service, space=space))["time_s"] is None
+    await finish(service, 64.0)
+    await speeds(service).refresh()
+
+    plan = await sweep_plan(service, space=space, max_concurrent_trials=2)
+    assert plan["trials_at_once"] == 2
+    assert plan["time_s"] == plan["images"] / 64.0 / 2
+    suggested = await sweep_plan(service, space=space, search="optuna", num_samples=6, max_concurrent_trials=1)
+    assert suggested["time_s"] == pytest.approx(6 / 4 * plan["time_s"] * 2)
+    unlike = {"scaling.num_workers": {"choice": [1, 2]}}
+    assert (await sweep_plan(service, space=unlike))["time_s"] is None, "two workers were never seen"
+
+
+async def test_no_sweep_is_shorter_than_its_longest_trial(service: HttpApp) -> None:
+    await finish(service, 64.0)
+    await speeds(service).refresh()
+
+    plan = await sweep_plan(service, space={"epochs": {"choice": [1, 1000]}}, max_concurrent_trials=2)
+
+    assert plan["time_s"] == plan["images"] * 1000 / 1001 / 64.0
+
+
+async def test_a_sweeps_plan_names_the_memory_of_its_largest_trial(service: HttpApp) -> None:
+    plan = await sweep_plan(service, space={"batch_size": {"choice": [64, 16]}, "encoder.width": {"choice": [2, 1]}})
+    largest = pretrain_body(batch_size=64, encoder={"width": 2})
+    answer = await service.http.post("/experiments?validate_only=true", json=largest)
+
+    assert plan["memory_bytes"] == answer.json()["plan"]["memory_bytes"]

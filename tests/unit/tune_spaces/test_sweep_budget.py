@@ -159,6 +159,17 @@ def test_wall_time_adds_up_over_attempts_and_leaves_room_for_the_report(storage:
     assert second.reached == "limits.wall_time_s = 1000 was used up"
 
 
+def test_wall_time_ends_the_sweep_while_it_runs_and_is_told(tmp_path: Path, storage: DirectoryStorage) -> None:
+    spent = {"wall_time_s": 960.0, "images": {}, "reached": None}  # by the attempts before this one
+    storage.write(experiment_key("exp_1", "spent.json"), json.dumps(spent).encode())
+    end = run_sweep(document(tmp_path, wall_time_s=1000), storage, run_trials=one_by_one)
+    assert states(storage) == ["stopped_early", "cancelled", "cancelled", "cancelled"]
+    assert end.reason is not None
+    assert end.reason["code"] == "limit_reached"
+    assert "limits.wall_time_s = 1000 was used up: 3 of 4 trials were left out" in end.reason["message"]
+    assert json.loads(report(storage))["limit"] == end.reason["message"].partition(", and none")[0]
+
+
 def test_repeated_epochs_are_counted_again(tmp_path: Path, storage: DirectoryStorage) -> None:
     counted = budget(storage, Clock(), max_images=3 * IMAGES_AN_EPOCH)
     context = document(tmp_path).trial_context("t0000")

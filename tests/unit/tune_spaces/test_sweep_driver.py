@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -222,6 +223,48 @@ def test_all_failed_is_a_failure_with_the_first_cause() -> None:
     assert "nan at step 3" in end.reason["message"]
 
 
+def test_a_metric_that_no_trial_has_at_its_end_is_a_failure_that_names_it() -> None:
+    """What could not be known at POST: the metric came out as no number."""
+    end = end_of(complete(SWEEP), [row("a", "succeeded", math.nan), row("b", "succeeded"), row("c", "stopped_early")])
+    assert (end.state, end.best) == ("failed", None)
+    assert end.reason is not None
+    assert end.reason["code"] == "no_best_trial"
+    assert "knn_accuracy" in end.reason["message"]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "cause"),
+    [
+        (
+            {"state": "failed", "reason": {"code": "bad_data", "message": "torn", "retryable": False}},
+            "torn",
+        ),
+        ({"state": "failed", "reason": {"code": "trial_crashed", "message": "killed", "retryable": True}}, "killed"),
+        ({"state": "ended"}, "without a marker"),
+    ],
+    ids=["refused by training", "its process died", "it said nothing"],
+)
+def test_trials_that_all_fail_in_any_way_leave_a_reason_with_its_cause(
+    tmp_path: Path, storage: DirectoryStorage, outcome: dict[str, Any], cause: str
+) -> None:
+    def fail_all(*arguments: Any, on_start: Any, on_end: Any, **_: Any) -> None:
+        supply = arguments[2]
+        while (trial := supply.take()) is not None:
+            on_start(trial.id)
+            on_end(Outcome(trial=trial.id, **outcome))
+
+    end = run_sweep(document(tmp_path), storage, run_trials=fail_all)
+    assert (end.state, end.best) == ("failed", None)
+    assert end.reason is not None
+    assert end.reason["code"] == "all_trials_failed"
+    assert "all 4 trials failed; t0000: " in end.reason["message"]
+    assert cause in end.reason["message"]
+    assert cause in end.reason["cause"]["message"]
+    assert {row.state for row in table(storage).values()} == {"failed"}
+    assert all(cause in str((row.reason or {}).get("message")) for row in table(storage).values())
+    assert cause in storage.read(experiment_key("exp_1", "report.md")).decode(), "the report lists the failures"
+
+
 def test_the_referee_knows_after_a_restart_what_it_heard_before(tmp_path: Path) -> None:
     asked = {"base": {"data": {"dataset": "digits"}}, "space": {"loss.temperature": {"choice": [0.1, 0.5]}}}
     sweep = resolve(SweepSpec.model_validate({**asked, "scheduler": "asha"}))
@@ -248,3 +291,13 @@ def test_the_referee_stops_by_the_median_of_what_the_others_have_shown(tmp_path:
         assert not referee.report(trial, 9, 1, {"knn_accuracy": 0.5})
     assert referee.report("d", 9, 1, {"knn_accuracy": 0.4})
     assert not referee.report("e", 9, 1, {"knn_accuracy": 0.6})
+
+
+def test_the_median_is_of_whatever_metric_the_sweep_is_judged_by(tmp_path: Path) -> None:
+    asked = {"base": {"data": {"dataset": "digits"}}, "space": {"loss.temperature": {"choice": [0.1, 0.5]}}}
+    sweep = resolve(SweepSpec.model_validate({**asked, "scheduler": "median", "metric": "loss", "mode": "min"}))
+    referee = Referee(sweep=sweep, storage=str(tmp_path), experiment_id="exp_1", epochs=dict.fromkeys("abcde", 9))
+    for trial in "abc":
+        assert not referee.report(trial, 9, 1, {"loss": 2.0, "knn_accuracy": 0.1})
+    assert referee.report("d", 9, 1, {"loss": 2.5, "knn_accuracy": 0.9})
+    assert not referee.report("e", 9, 1, {"loss": 1.5, "knn_accuracy": 0.0})

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from tune_spaces.plan import plan_sweep
 from tune_spaces.problems.sweep import sweep_problems
 from tune_spaces.spec import SweepSpec
@@ -104,6 +106,24 @@ def test_a_thousand_random_points_are_planned() -> None:
     wide = sweep(space, search="random", num_samples=1000, limits={"max_trials": 1000})
     assert sweep_problems(wide) == []
     assert plan_sweep(wide, lambda _: 1000).trials[999].id == "t0999"
+
+
+@pytest.mark.parametrize(
+    ("metric", "mode", "way_out"),
+    [
+        ("loss", "max", "set mode to min"),
+        ("uniformity", "max", "set mode to min"),
+        ("knn_accuracy", "min", "set mode to max"),
+        ("loss", "min", None),
+        ("knn_accuracy", "max", None),
+        ("h_std", "min", None),
+    ],
+)
+def test_a_metric_that_is_chosen_the_wrong_way_round_is_warned_about(
+    metric: str, mode: str, way_out: str | None
+) -> None:
+    warnings = plan_sweep(sweep({"epochs": {"choice": [2]}}, metric=metric, mode=mode), lambda _: 1000).warnings
+    assert [warning.rpartition("; ")[2] for warning in warnings] == ([way_out] if way_out else [])
 
 
 def test_each_trial_costs_the_images_of_its_own_data_set() -> None:

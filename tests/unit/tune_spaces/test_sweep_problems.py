@@ -167,6 +167,7 @@ def test_a_seed_twice_and_seeds_beside_a_seed_axis_are_refused() -> None:
     ("fields", "code"),
     [
         ({"metric": "accuracy"}, "metric_unknown"),
+        ({"metric": "lr"}, "metric_of_no_result"),
         ({"metric": "test_linear_accuracy"}, "metric_of_test_split"),
         ({"metric": "linear_accuracy_z"}, "metric_never_logged"),
         ({"metric": "linear_accuracy", "base": {"evaluation": {"linear_probe": False}}}, "metric_never_logged"),
@@ -177,6 +178,12 @@ def test_a_seed_twice_and_seeds_beside_a_seed_axis_are_refused() -> None:
 )
 def test_a_metric_that_cannot_judge_is_refused(fields: dict[str, Any], code: str) -> None:
     assert found(**fields) == {"/metric": code}
+
+
+@pytest.mark.parametrize("scheduler", ["asha", "median"])
+@pytest.mark.parametrize("metric", ["loss", "contrastive_accuracy", "entropy", "knn_accuracy", "uniformity", "h_std"])
+def test_trials_are_stopped_by_any_metric_that_an_epoch_has(scheduler: str, metric: str) -> None:
+    assert found(scheduler=scheduler, metric=metric) == {}
 
 
 def test_an_unlabelled_data_set_can_be_swept_by_what_needs_no_labels() -> None:

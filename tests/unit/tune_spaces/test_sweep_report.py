@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,7 @@ from tune_spaces.plan import PlannedTrial, plan_sweep
 from tune_spaces.reports.render import render_html, render_json, render_markdown, render_report
 from tune_spaces.reports.report import Report, build_report
 from tune_spaces.spec import SweepSpec, complete
-from tune_spaces.studies import list_studies
+from tune_spaces.studies import Study, list_studies
 
 DATA = {"data": {"dataset": "digits"}}
 ALL_VALUES = ("linear_accuracy", "linear_accuracy_z", "knn_accuracy", "entropy", "contrastive_accuracy")
@@ -89,6 +90,82 @@ def test_what_is_only_a_picture_is_said_to_be() -> None:
     assert report.paper_note is not None
     assert "picture" in report.paper_note
     assert all(setting.paper == {} for setting in report.settings)
+
+
+def settings_table(page: str) -> list[list[str]]:
+    """Return the cells of the Markdown table of settings, without its head."""
+    lines = page.partition("## Settings")[2].strip().splitlines()
+    rows = [line for line in lines[: lines.index("")] if line.startswith("|")]
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows[2:]]
+
+
+def test_the_papers_number_stands_beside_ours_and_where_it_is_not_known_it_says_so() -> None:
+    space = {"loss.temperature": {"choice": [0.1, 0.3]}, "loss.normalize": {"choice": [True]}}
+    report = report_of(by_temperature, study="temperature", size="smoke", space=space)
+    first, second = settings_table(render_markdown(report))
+    assert first[-1] == "entropy 4.5, contrastive\\_accuracy 0.878, linear\\_accuracy 0.644"
+    assert second[-1] == "not known", "the paper has no temperature 0.3"
+    page = render_html(report)
+    assert "<td>entropy 4.5, contrastive_accuracy 0.878, linear_accuracy 0.644</td>" in page
+    assert page.count("<td>not known</td>") == 1
+
+
+def test_a_sweep_of_ones_own_has_no_column_of_the_paper() -> None:
+    report = report_of(lambda trial: trial.spec.epochs / 10, space={"epochs": {"choice": [1, 2]}})
+    assert [len(row) for row in settings_table(render_markdown(report))] == [3, 3]
+    assert "paper</th>" not in render_html(report)
+
+
+def test_model_size_has_the_numbers_of_table_6_and_none_of_the_picture() -> None:
+    report = report_of(lambda _: 0.5, study="model-size", size="paper")
+    known = {setting.label: setting.paper for setting in report.settings if setting.paper}
+    assert known == {
+        f"method = simclr, encoder.name = resnet50, encoder.width = {width}": {"linear_accuracy": value}
+        for width, value in ((1, 0.693), (2, 0.742), (4, 0.765))
+    }
+    assert "known only as a picture" in str(report.paper_note)
+
+
+@pytest.mark.parametrize("study", list_studies(), ids=lambda study: study.name)
+def test_every_form_has_the_whole_answer(study: Study) -> None:
+    report = report_of(lambda trial: 0.5 + 0.01 * trial.seed, study=study.name, size="smoke")
+    page, text = html.unescape(render_html(report)), render_markdown(report).replace("\\", "")
+    for form in (page, html.unescape(text)):
+        for words in (report.sentence, study.question, study.source, study.paper.finding, report.paper_note):
+            assert " ".join(str(words).split()) in form
+        assert "95" in form
+        for claim in study.paper.claims:
+            assert claim.text in form
+        for difference in report.differences:
+            assert difference.path in form
+            assert str(difference.paper) in form
+        assert all(comparison.label in form for comparison in report.comparisons)
+    assert report.sentence.endswith(".")
+    assert report.sentence.count(". ") == 0, "one sentence"
+    assert any(word in report.sentence for word in ("holds here", "does not hold here", "can't be told"))
+    assert {one.path for one in report.differences} >= {"data.dataset", "encoder.name"} - {*study.sizes["smoke"].space}
+
+
+@pytest.mark.parametrize(
+    ("study", "kind"),
+    [
+        ("batch-size-epochs", "bars"),
+        ("temperature", "table"),
+        ("loss", "bars"),
+        ("augmentation-pairs", "heatmap"),
+        ("colour-shortcut", "bars"),
+        ("colour-strength", "lines"),
+        ("model-size", "lines"),
+        ("projection-head", "bars"),
+        ("h-vs-z", "table"),
+    ],
+)
+def test_a_study_is_shown_in_the_papers_form(study: str, kind: str) -> None:
+    figure = report_of(lambda trial: 0.5 + 0.01 * trial.seed, study=study, size="smoke").figure
+    assert figure.kind == kind
+    cells = [cell for series in figure.series for cell in series.values if cell is not None]
+    assert cells
+    assert all(cell.low is not None for cell in cells), "each with its interval over seeds"
 
 
 def test_pairs_form_a_heat_map_with_single_operations_on_its_diagonal() -> None:

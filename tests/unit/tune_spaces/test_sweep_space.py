@@ -54,6 +54,35 @@ def test_a_path_takes_the_alternative_whose_condition_holds() -> None:
     assert [(p["loss.normalize"], p["loss.temperature"]) for p in points] == [(True, 0.1), (True, 0.5), (False, 10.0)]
 
 
+NESTED: dict[str, object] = {
+    "method": {"choice": ["supervised", "simclr"]},
+    "loss.kind": {"choice": ["nt_xent", "margin"], "when": {"method": ["simclr"]}},
+    "loss.semi_hard": {"choice": [False, True], "when": {"loss.kind": ["margin"]}},
+    "loss.margin": {"uniform": [0.1, 0.9], "when": {"method": ["simclr"], "loss.semi_hard": [True]}},
+}
+
+
+def test_a_condition_on_a_path_that_has_one_itself_holds_only_where_that_path_is() -> None:
+    listed = {**NESTED, "loss.margin": {"choice": [0.2], "when": {"method": ["simclr"], "loss.semi_hard": [True]}}}
+    assert list(grid(space(listed))) == [
+        {"method": "supervised"},
+        {"method": "simclr", "loss.kind": "nt_xent"},
+        {"method": "simclr", "loss.kind": "margin", "loss.semi_hard": False},
+        {"method": "simclr", "loss.kind": "margin", "loss.semi_hard": True, "loss.margin": 0.2},
+    ]
+
+
+def test_draws_keep_nested_conditions() -> None:
+    depths = set()
+    for index in range(100):
+        point = draw(space(NESTED), seed=0, index=index)
+        depths.add(tuple(point.values())[:3])
+        assert ("loss.kind" in point) == (point["method"] == "simclr")
+        assert ("loss.semi_hard" in point) == (point.get("loss.kind") == "margin")
+        assert ("loss.margin" in point) == (point.get("loss.semi_hard") is True)
+    assert len(depths) == 4
+
+
 def test_draws_stay_within_bounds_and_reach_both_ends_of_randint() -> None:
     found = space(
         {
