@@ -128,11 +128,11 @@ def prepare_until_killed(name: str, datasets: str, cache: Path) -> None:
     """Fetch one shard after the other, and die within the third."""
     fetched = BucketFiles.fetch
 
-    def fetch_or_die(files: BucketFiles, file: str, path: Path) -> None:
+    def fetch_or_die(self: BucketFiles, file: str, path: Path) -> None:
         if file.endswith("-00002.raw"):
             path.write_bytes(b"half")
             os.kill(os.getpid(), signal.SIGKILL)
-        fetched(files, file, path)
+        fetched(self, file, path)
 
     BucketFiles.fetch = fetch_or_die  # type: ignore[method-assign]
     trainer.data.fetch.NUM_FETCHED = 1  # type: ignore[misc]

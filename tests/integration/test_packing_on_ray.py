@@ -60,7 +60,7 @@ def test_a_packing_on_ray_that_was_killed_goes_on_and_is_what_one_process_writes
     tmp_path: Path, stack: RunningStack, object_store: ObjectStore, place: str
 ) -> None:
     source = write_pictures(tmp_path / "source", count=300)
-    target = str(tmp_path / "sets" / "pictures") if place == "folder" else object_store.uri("sets/pictures")
+    target = str(tmp_path / "sets" / "pictures") if place == "folder" else object_store.uri(f"{tmp_path.name}/pictures")
     files = open_storage(target)
     client = JobSubmissionClient(stack.ray_dashboard)
 

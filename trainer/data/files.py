@@ -17,7 +17,7 @@ __all__ = ["PLAN", "WORK", "file_facts", "is_bucket", "local_path", "named_place
 WORK: Final = ".packing"  # beside what is packed, as long as it is not complete
 PLAN: Final = f"{WORK}/plan.json"
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # one slash: a Path has made it of two
-BUCKET = re.compile(r"s3://[^/]+(/[^/]+)*")
+BUCKET = re.compile(r"s3://[^/?#]+(/[^/?#]+)*")
 
 
 def is_bucket(place: str | Path) -> bool:

@@ -12,13 +12,15 @@ import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 from trainer.data.bucket_files import BucketFiles
 from trainer.data.files import PLAN, WORK, is_bucket, named_place, whole_file
 from trainer.errors import DataError
 
 __all__ = ["FolderFiles", "PackedFiles", "files_at"]
+
+BUCKET_SLASHES: Final = 2  # of s3://bucket
 
 
 class PackedFiles(Protocol):
@@ -55,10 +57,14 @@ def files_at(place: str | Path) -> PackedFiles:
     """Return the files of the packed data set in a folder or at `s3://bucket/prefix/NAME`.
 
     Raises:
-        DataError: If it is another address; says what to do.
+        DataError: If it is another address, or a bucket alone; says what to do.
     """
     place = named_place(place)
-    return BucketFiles(place) if is_bucket(place) else FolderFiles(Path(place))
+    if not is_bucket(place):
+        return FolderFiles(Path(place))
+    if place.count("/") == BUCKET_SLASHES:
+        raise DataError(f"{place} is a whole bucket; name a data set in it, such as {place}/pets")
+    return BucketFiles(place)
 
 
 class FolderFiles:

@@ -142,6 +142,8 @@ def test_a_place_that_is_taken_is_refused_with_the_way_out(tmp_path: Path, sets:
         packed(tmp_path, sets, name="other", resumes=True)
     with pytest.raises(DataError, match="'A B' is no name for a data set"):
         packed(tmp_path, sets, name="A B")
+    with pytest.raises(DataError, match="s3://simclr is a whole bucket; name a data set in it, such as s3://simclr/"):
+        packed(tmp_path, "s3:/", name="/simclr")
 
 
 def test_a_shard_that_was_damaged_is_named_and_it_alone_is_written_again(
@@ -152,11 +154,7 @@ def test_a_shard_that_was_damaged_is_named_and_it_alone_is_written_again(
     with pytest.raises(DataError, match=r"pets/train-00001\.raw is damaged: its sha256 is not .* with --resume"):
         verify(f"{sets}/pets")
     put = shards(object_store, "PUT", lambda: packed(tmp_path, sets, resumes=True))
-    assert put == [
-        "train-00001.raw",
-        "train-00001.raw.json",
-        *sorted(f"{s.file}.json" for s in (*before.train, *before.test)),
-    ]
+    assert [file for file in put if file.endswith(".raw")] == ["train-00001.raw"]  # and records
     assert verify(f"{sets}/pets") == before
 
 
@@ -309,12 +307,11 @@ def test_a_shard_of_the_cache_that_was_cut_short_is_fetched_again_alone(
     tmp_path: Path, sets: str, object_store: ObjectStore
 ) -> None:
     packed(tmp_path, sets)
-    whole = ready(tmp_path, sets)
+    ready(tmp_path, sets)
     (folder,) = (tmp_path / "cache" / "datasets").glob("pets-*")
     os.truncate(folder / "train-00001.raw", 5)
-    again: list[Dataset] = []
-    assert shards(object_store, "GET", lambda: again.append(ready(tmp_path, sets))) == ["train-00001.raw"]
-    np.testing.assert_array_equal(again[0].pretrain.images, whole.pretrain.images)
+    assert shards(object_store, "GET", lambda: ready(tmp_path, sets)) == ["train-00001.raw"]
+    assert verify(folder) == verify(f"{sets}/pets")
 
 
 def test_a_shard_or_label_that_is_not_what_was_written_is_named_and_not_trained_on(
@@ -348,7 +345,7 @@ def test_a_bucket_that_is_away_is_an_outage_and_embedded_data_sets_go_on(
             with pytest.raises(StorageUnavailable, match=f"the data sets at {sets}.* cannot be reached: .*"):
                 use()
         assert describe("digits", sets).problem is None
-    assert len(ready(tmp_path, sets).pretrain) == 6
+    assert ready(tmp_path, sets).num_train == 10
 
 
 def test_a_bucket_that_went_away_in_the_middle_of_a_fetch_is_an_outage(

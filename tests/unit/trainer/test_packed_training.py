@@ -36,12 +36,13 @@ def test_images_unpacked_packed_or_in_a_bucket_give_the_same_run_bit_for_bit(
     with ObjectStore() as store:
         for name, value in store.environment.items():
             monkeypatch.setenv(name, value)
-        pack(source_at(datasets_dir / "shapes.npz"), store.uri("sets/shapes"), image_size=16, images_per_shard=70)
-        for name, datasets in (("plain", datasets_dir), ("mapped", packed), ("bucket", store.uri("sets"))):
+        sets = store.uri(tmp_path.name)
+        pack(source_at(datasets_dir / "shapes.npz"), f"{sets}/shapes", image_size=16, images_per_shard=70)
+        for name, datasets in (("plain", datasets_dir), ("mapped", packed), ("bucket", sets)):
             context = trial_context(tmp_path / name / "run", datasets)
             run_team(workers, train_trial, SPEC, context)
             runs.append(outcome(context, steps=STEPS))
-        fetched = [line for line in store.link.requests if line.startswith("GET") and ".raw" in line]
+        fetched = [line for line in store.link.requests if line.startswith("GET") and ".raw " in line]
     (plain_losses, plain), *others = runs
     for losses, tensors in others:
         assert losses == plain_losses
