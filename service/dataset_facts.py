@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
+import structlog
+
 from service.errors import DatasetsUnavailable
 from service.settings import Settings
 from trainer.errors import StorageUnavailable
@@ -96,7 +98,9 @@ class DatasetFacts:
 
 @contextmanager
 def _reached() -> Iterator[None]:
+    """Say why a bucket is not reached in the log, which may name its address, and raise DatasetsUnavailable."""
     try:
         yield
     except StorageUnavailable as error:
+        structlog.get_logger("service.datasets").warning("datasets_unavailable", detail=error.message)
         raise DatasetsUnavailable(error.message) from error

@@ -52,7 +52,7 @@ async def test_a_data_set_of_the_bucket_is_listed_and_accepted(
 
 
 async def test_a_bucket_that_is_away_is_an_outage_for_what_asks_it(
-    tmp_path: Path, migrated_database: Path, object_store: ObjectStore
+    tmp_path: Path, migrated_database: Path, object_store: ObjectStore, capfd: pytest.CaptureFixture[str]
 ) -> None:
     sets = object_store.uri("sets")
     async with http_app(tmp_path, database=migrated_database, datasets=sets, cpus=8) as service:
@@ -61,6 +61,8 @@ async def test_a_bucket_that_is_away_is_an_outage_for_what_asks_it(
             answer = await service.http.post("/experiments", json=pretrain_body(data={"dataset": "blots"}))
             assert_problem(answer, 503, "datasets_unavailable")
             assert "SIMCLR_DATASETS" in answer.json()["detail"]
+            assert sets not in answer.text
+            assert f"the data sets at {sets} cannot be reached" in capfd.readouterr().out
             await service.submit(pretrain_body(data={"dataset": "digits", "image_size": 8}))
         assert (await service.http.get("/datasets")).status_code == 200
 
