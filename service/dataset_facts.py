@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+import structlog
+
+from service.errors import DatasetsUnavailable
 from service.settings import Settings
+from trainer.errors import StorageUnavailable
 
 if TYPE_CHECKING:
     from trainer.data.source import DatasetInfo  # numpy comes with it
@@ -21,23 +26,33 @@ MAX_COUNTED_BYTES: Final = 64 * 2**20  # decoded: up to here a data set is decod
 class DatasetFacts:
     """The facts of the data sets that a spec can name here.
 
-    A data set is asked each time for its `version`, from sizes and times of its files; all else is
-    read anew only for a version that was not seen before. What cannot be used is not remembered.
+    A data set is asked each time for its `version`, from sizes and times of its files (one in a bucket:
+    from a listing of it and its manifest); all else is read anew only for a version that was not seen
+    before. What cannot be used is not remembered. Every method raises DatasetsUnavailable where a bucket
+    does not answer.
     Everything here may read files: call it off the event loop. Safe to call from several threads.
     """
 
     def __init__(self, settings: Settings) -> None:
         """Read nothing yet."""
-        self._datasets_dir: Path | None = settings.datasets
+        self._datasets_dir = settings.datasets
         self._cache_dir = settings.cache_dir
         self._described = lru_cache(MOST_REMEMBERED)(self._describe)
         self._counted = lru_cache(MOST_REMEMBERED)(self._count)
+
+    def all(self) -> list[DatasetInfo]:
+        """Return the entry of every data set, as it is now; what cannot be used says why in `problem`."""
+        from trainer.data.catalogue import list_datasets  # numpy comes with it
+
+        with _reached():
+            return list_datasets(self._datasets_dir)
 
     def version(self, name: str) -> str:
         """Return a word that changes when the data set does. Raises DataError as `describe` does."""
         from trainer.data.catalogue import find_source  # numpy comes with it
 
-        fingerprint = find_source(name, self._datasets_dir).fingerprint()
+        with _reached():
+            fingerprint = find_source(name, self._datasets_dir).fingerprint()
         return hashlib.sha256(fingerprint.encode()).hexdigest()  # it may name a million files
 
     def describe(self, name: str, version: str) -> DatasetInfo:
@@ -53,18 +68,20 @@ class DatasetFacts:
         Raises:
             DataError: If the data set is unknown or its images cannot be read.
         """
-        num_train = self.describe(name, version).num_train
-        if num_train * image_size**2 * 3 <= MAX_COUNTED_BYTES:
+        info = self.describe(name, version)
+        num_train, side = info.num_train, max(image_size, info.native_image_size or 0)  # what is read is decoded whole
+        if num_train * side**2 * 3 <= MAX_COUNTED_BYTES:
             try:
                 return self._counted(name, version, image_size, validation_ratio)
-            except OSError:
-                pass  # the cache has no room here; where it trains it may
+            except (OSError, StorageUnavailable):
+                pass  # the cache has no room here, where it trains it may; or the bucket went away in between
         return num_train - round(num_train * validation_ratio)
 
     def _describe(self, name: str, _version: str) -> DatasetInfo:
         from trainer.data.catalogue import describe
 
-        return describe(name, self._datasets_dir)
+        with _reached():
+            return describe(name, self._datasets_dir)
 
     def _count(self, name: str, _version: str, image_size: int, validation_ratio: float) -> int:
         from trainer.data.prepare import prepare
@@ -77,3 +94,13 @@ class DatasetFacts:
             validation_ratio=validation_ratio,
         )
         return len(dataset.pretrain)
+
+
+@contextmanager
+def _reached() -> Iterator[None]:
+    """Say why a bucket is not reached in the log, which may name its address, and raise DatasetsUnavailable."""
+    try:
+        yield
+    except StorageUnavailable as error:
+        structlog.get_logger("service.datasets").warning("datasets_unavailable", detail=error.message)
+        raise DatasetsUnavailable(error.message) from error

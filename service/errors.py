@@ -13,7 +13,8 @@ ServiceError                code                 retryable
     ├── StoreUnavailable    database_unavailable   yes
     ├── ClusterUnavailable  cluster_unavailable    yes
     ├── TrackingUnavailable tracking_unavailable   yes
-    └── BlobsUnavailable    storage_unavailable    yes
+    ├── BlobsUnavailable    storage_unavailable    yes
+    └── DatasetsUnavailable datasets_unavailable   yes
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ __all__ = [
     "ArtifactNotFound",
     "BlobsUnavailable",
     "ClusterUnavailable",
+    "DatasetsUnavailable",
     "ExperimentNotFound",
     "IdempotencyConflict",
     "IllegalTransition",
@@ -127,3 +129,9 @@ class BlobsUnavailable(Unavailable):
     """Storage does not answer."""
 
     code = "storage_unavailable"
+
+
+class DatasetsUnavailable(Unavailable):
+    """The bucket of the data sets does not answer, or does not let this service in; see SIMCLR_DATASETS."""
+
+    code = "datasets_unavailable"

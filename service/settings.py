@@ -13,7 +13,7 @@ from typing import Annotated
 from pydantic import Field, PlainSerializer, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from trainer.data.files import local_path
+from trainer.data.files import named_place
 from trainer.errors import DataError
 
 __all__ = ["Settings"]
@@ -38,16 +38,16 @@ class Settings(BaseSettings):
     rate_limit: str | None = None  # per token, as "100/minute"; None: off
     max_running: int | None = Field(None, ge=1)  # experiments at once; None: what the cluster holds
     max_running_per_owner: int | None = Field(None, ge=1)
-    datasets: Path | None = None
+    datasets: str | None = None  # absolute directory or s3://bucket/prefix
     allowed_hosts: Annotated[tuple[str, ...], PlainSerializer(list)] = ()  # besides loopback and `host`
     bootstrap_token: SecretStr | None = None  # an admin token's secret, for a first start on an open address
 
-    @field_validator("datasets")
+    @field_validator("datasets", mode="before")
     @classmethod
-    def _a_folder(cls, datasets: Path | None) -> Path | None:
-        """Refuse an address, which would be a folder without data sets otherwise."""
+    def _named(cls, datasets: str | Path | None) -> str | None:
+        """Refuse any other address, which would be a folder without data sets."""
         try:
-            return None if datasets is None else local_path(datasets)
+            return None if datasets is None else named_place(datasets)
         except DataError as error:
             raise ValueError(error.message) from error
 

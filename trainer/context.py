@@ -39,8 +39,8 @@ class JobDocument(BaseModel):
     spec: dict[str, Any]
     storage: str  # directory or s3:// address
     mlflow_uri: str | None = None
-    datasets_dir: str | None = None
-    cache_dir: str  # node-local; decoded images, rebuilt when lost
+    datasets_dir: str | None = None  # directory or s3:// address
+    cache_dir: str  # node-local; data sets decoded or fetched, rebuilt when lost
     parent: ParentTrial | None = None
 
     def encode(self) -> str:

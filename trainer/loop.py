@@ -93,7 +93,7 @@ class Run:
             spec.data.dataset,
             image_size=spec.data.image_size,
             cache_dir=Path(context.cache_dir),
-            datasets_dir=Path(context.datasets_dir) if context.datasets_dir else None,
+            datasets_dir=context.datasets_dir,
             validation_ratio=spec.data.validation_ratio,
         )
         self.feed = Feed(self.dataset.pretrain, seed=spec.seed, batch_size=spec.batch_size, team=team)

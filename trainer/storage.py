@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 from urllib.parse import urlsplit
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from types_boto3_s3.client import S3Client
 
 __all__ = ["BlobMissing", "DirectoryStorage", "S3Storage", "Storage", "open_storage"]
+
+
+STREAMED_BYTES: Final = 2**20  # of an object, in memory at a time
 
 
 class BlobMissing(KeyError):
@@ -55,7 +58,7 @@ def open_storage(uri: str) -> Storage:
     """
     parts = urlsplit(uri)
     if parts.scheme == "s3":
-        return S3Storage(bucket=parts.netloc, prefix=parts.path.strip("/"))
+        return S3Storage.at(uri)
     if parts.scheme in ("", "file"):
         return DirectoryStorage(Path(parts.path if parts.scheme else uri))
     raise ValueError(f"storage {uri!r}: use a directory or s3://bucket/prefix")
@@ -146,7 +149,8 @@ _WAYS_OUT: Final = {
     "InvalidToken": _SET_KEY,
     "NoCredentialsError": _SET_KEY,
     "PartialCredentialsError": _SET_KEY,
-    "NoSuchBucket": "see the storage's address, SIMCLR_STORAGE: no bucket has this name",
+    "NoSuchBucket": "see the storage's address, SIMCLR_STORAGE or SIMCLR_DATASETS: no bucket has this name",
+    "EntityTooLarge": "an object that is put at once holds 5 GiB at most",
     "EndpointConnectionError": "see AWS_ENDPOINT_URL_S3 of this node: nothing answers there",
     "ConnectTimeoutError": "see AWS_ENDPOINT_URL_S3 of this node: nothing answers there",
     "NoRegionError": "set AWS_DEFAULT_REGION on this node",
@@ -160,6 +164,12 @@ class S3Storage:
         self._bucket = bucket
         self._prefix = f"{prefix}/" if prefix else ""
         self._client = client or _s3_client()
+
+    @classmethod
+    def at(cls, address: str) -> S3Storage:
+        """Return the storage at an `s3://bucket/prefix` address."""
+        parts = urlsplit(address)
+        return cls(bucket=parts.netloc, prefix=parts.path.strip("/"))
 
     def read(self, key: str) -> bytes:
         with _named_errors("read", key):
@@ -193,6 +203,40 @@ class S3Storage:
     def delete(self, key: str) -> None:
         with _named_errors("delete", key):
             self._client.delete_object(Bucket=self._bucket, Key=self._prefix + key)
+
+    # --- what only objects need: they are larger than blobs, and are listed with all that is in a bucket
+
+    def under(self, name: str) -> S3Storage:
+        """Return the storage at a prefix of this one; they share connections."""
+        return S3Storage(bucket=self._bucket, prefix=f"{self._prefix}{name}", client=self._client)
+
+    def folders(self) -> tuple[str, ...]:
+        """Return the names that keys begin with, up to their first '/', sorted; what is under them is not listed."""
+        with _named_errors("list", ""):
+            pages = self._client.get_paginator("list_objects_v2").paginate(
+                Bucket=self._bucket, Prefix=self._prefix, Delimiter="/"
+            )
+            found = (item["Prefix"] for page in pages for item in page.get("CommonPrefixes", ()))
+            return tuple(sorted(prefix[len(self._prefix) : -1] for prefix in found))
+
+    def sizes(self) -> dict[str, int]:
+        """Return the bytes of each object by its key."""
+        with _named_errors("list", ""):
+            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=self._prefix)
+            found = (item for page in pages for item in page.get("Contents", ()))
+            return {item["Key"][len(self._prefix) :]: item["Size"] for item in found}
+
+    def stream(self, key: str) -> Iterator[bytes]:
+        """Yield the object in pieces of STREAMED_BYTES, or raise BlobMissing."""
+        with _named_errors("read", key):
+            answer = self._client.get_object(Bucket=self._bucket, Key=self._prefix + key)
+            with closing(answer["Body"]) as body:
+                yield from body.iter_chunks(STREAMED_BYTES)
+
+    def upload(self, key: str, path: Path) -> None:
+        """Put or replace the object by what is in a file, of 5 GiB at most; it appears whole."""
+        with _named_errors("write", key), path.open("rb") as file:
+            self._client.put_object(Bucket=self._bucket, Key=self._prefix + key, Body=file)
 
 
 @contextmanager

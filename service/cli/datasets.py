@@ -25,7 +25,9 @@ _LINE_INTERVAL_S: Final = 10.0  # where the output is no terminal
 _SHOW: Final = "show"
 
 Name = Annotated[str | None, typer.Argument(help="Show this one in full.")]
-Packed = Annotated[Path, typer.Argument(help="Folder of the packed data set; its name is the id.", file_okay=False)]
+Packed = Annotated[
+    str, typer.Argument(help="Folder or s3://bucket/prefix/NAME of the packed data set; its name is the id.")
+]
 
 
 class _ShowsByDefault(TyperGroup):
@@ -86,17 +88,17 @@ def pack(
     label_column: Annotated[str, typer.Option(help="Of Parquet files.")] = "label",
     as_json: AsJson = False,
 ) -> None:
-    """Pack a data set of any size: decoded once, in parallel, then memory-mapped by every run."""
+    """Pack a data set of any size, into a folder or a bucket: decoded once, in parallel, then mapped by every run."""
     with outcome(as_json=as_json):
-        from trainer.data.files import local_path
+        from trainer.data.files import local_path, named_place
         from trainer.data.packing import pack as pack_data
         from trainer.data.packing import source_at
 
-        folder = local_path(target)
+        place = named_place(target)
         with _progress() as on_shard:
             packing = pack_data(
                 source_at(local_path(source), image_column=image_column, label_column=label_column),
-                folder,
+                place,
                 image_size=image_size,
                 num_workers=num_workers or os.cpu_count() or 1,
                 images_per_shard=images_per_shard,
@@ -104,7 +106,7 @@ def pack(
                 resumes=resume,
                 on_shard=on_shard,
             )
-        document = _document(folder, packing.manifest)
+        document = _document(place, packing.manifest)
         document |= {"shards_written": packing.num_written, "shards_kept": packing.num_kept}
         (print_json if as_json else print_members)(document)
 
@@ -112,17 +114,17 @@ def pack(
 def verify(target: Packed, *, as_json: AsJson = False) -> None:
     """Read all of a packed data set and compare it with the digests it was written with."""
     with outcome(as_json=as_json):
-        from trainer.data.files import local_path
+        from trainer.data.files import named_place
         from trainer.data.packed import verify as verify_packed
 
-        folder = local_path(target)
-        (print_json if as_json else print_members)(_document(folder, verify_packed(folder)))
+        place = named_place(target)
+        (print_json if as_json else print_members)(_document(place, verify_packed(place)))
 
 
-def _document(folder: Path, manifest: Any) -> dict[str, Any]:
+def _document(place: str, manifest: Any) -> dict[str, Any]:
     return {
-        "name": folder.name,
-        "folder": str(folder),
+        "name": place.rpartition("/")[2],
+        "folder": place,
         "image_size": manifest.image_size,
         "num_train": manifest.num_train,
         "num_test": manifest.num_test,

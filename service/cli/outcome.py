@@ -13,7 +13,7 @@ import typer
 
 from service.cli.output import error_console, plain
 from service.errors import ServiceError, SettingsError
-from trainer.errors import TrainerError
+from trainer.errors import StorageUnavailable, TrainerError
 
 __all__ = ["ExitCode", "outcome"]
 
@@ -46,7 +46,8 @@ def outcome(*, as_json: bool) -> Iterator[None]:
         raise typer.Exit(ExitCode.REFUSED) from error
     except TrainerError as error:
         _tell({"code": error.code, "detail": error.message}, as_json=as_json)
-        raise typer.Exit(ExitCode.REFUSED) from error
+        is_away = isinstance(error, StorageUnavailable)
+        raise typer.Exit(ExitCode.UNREACHABLE if is_away else ExitCode.REFUSED) from error
     except ServiceError as error:
         _tell({"code": error.code, "detail": error.message}, as_json=as_json)
         raise typer.Exit(ExitCode.UNREACHABLE) from error

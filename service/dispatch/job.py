@@ -105,7 +105,6 @@ def _entrypoint(module: str, record: ExperimentRecord, settings: Settings, attem
 
 
 def _document(record: ExperimentRecord, settings: Settings, attempt: int) -> JobDocument:
-    datasets = settings.datasets
     return JobDocument(
         experiment_id=record.id,
         name=record.name,
@@ -114,7 +113,7 @@ def _document(record: ExperimentRecord, settings: Settings, attempt: int) -> Job
         spec=record.spec,
         storage=settings.storage_uri,
         mlflow_uri=without_userinfo(settings.mlflow_uri) if settings.mlflow_uri else None,
-        datasets_dir=str(datasets.expanduser().absolute()) if datasets else None,
+        datasets_dir=settings.datasets,
         cache_dir=str(settings.cache_dir),
         parent=_parent(record),
     )

@@ -68,8 +68,6 @@ class ApiServer:
 def settings_environment(settings: Settings) -> dict[str, str]:
     """Return the variables that make `Settings()` equal to `settings` in another process and directory."""
     absolute = {"home": settings.home_dir}
-    if settings.datasets is not None:
-        absolute["datasets"] = settings.datasets.expanduser().absolute()
     values = {name: absolute.get(name, value) for name, value in settings if value is not None}
     return {f"SIMCLR_{name.upper()}": _text(value) for name, value in values.items()}
 

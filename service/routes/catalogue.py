@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 from dataclasses import asdict
 from functools import cache
+from typing import TYPE_CHECKING
 
 from service.edge.auth import needs
 from service.edge.deps import ServicesDep, api_router
 from service.edge.problems import Problem, responses
 from service.ports import Role
 from service.schemas import DatasetView, Items, StudyView
-from service.settings import Settings
 from service.views.listing import DEFAULT_PAGE_SIZE, PageSize, PageToken, page_of_sequence
 from tune_spaces.catalogue import describe_study
 from tune_spaces.studies import list_studies
+
+if TYPE_CHECKING:
+    from trainer.data.source import DatasetInfo  # numpy comes with it
 
 __all__ = ["router"]
 
@@ -31,9 +34,11 @@ async def datasets(
     services: ServicesDep, page_size: PageSize = DEFAULT_PAGE_SIZE, page_token: PageToken = ""
 ) -> Items[DatasetView]:
     """Return every data set; what cannot be used says why in `problem`."""
-    found = await asyncio.to_thread(_datasets, services.settings)
+    found = await asyncio.to_thread(services.datasets.all)
     key = services.paging_key
-    items, token = page_of_sequence(found, name="datasets", page_size=page_size, page_token=page_token, key=key)
+    items, token = page_of_sequence(
+        [_view(info) for info in found], name="datasets", page_size=page_size, page_token=page_token, key=key
+    )
     return Items(items=items, next_page_token=token)
 
 
@@ -46,16 +51,14 @@ async def datasets(
 )
 async def dataset(name: str, services: ServicesDep) -> DatasetView:
     """Return one data set."""
-    for found in await asyncio.to_thread(_datasets, services.settings):
+    for found in await asyncio.to_thread(services.datasets.all):
         if found.name == name:
-            return found
+            return _view(found)
     raise Problem(404, "dataset_not_found", f"there is no data set {name[:64]!r}; see /datasets")
 
 
-def _datasets(settings: Settings) -> list[DatasetView]:
-    from trainer.data.catalogue import list_datasets  # numpy comes with it
-
-    return [DatasetView.model_validate(asdict(info)) for info in list_datasets(settings.datasets)]
+def _view(info: DatasetInfo) -> DatasetView:
+    return DatasetView.model_validate(asdict(info))
 
 
 @router.get(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness.object_store import ObjectStore
-from trainer.storage import BlobMissing, DirectoryStorage, S3Storage, Storage, open_storage
+from trainer.storage import STREAMED_BYTES, BlobMissing, DirectoryStorage, S3Storage, Storage, open_storage
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +92,26 @@ def test_a_key_never_leaves_the_directory(tmp_path: Path, key: str) -> None:
 def test_an_unknown_scheme_is_refused_with_the_way_out() -> None:
     with pytest.raises(ValueError, match="use a directory or s3://"):
         open_storage("gs://bucket/prefix")
+
+
+def test_objects_are_put_from_files_and_read_in_pieces(
+    object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, value in object_store.environment.items():
+        monkeypatch.setenv(name, value)
+    content = bytes(range(256)) * (STREAMED_BYTES // 100)
+    (tmp_path / "file").write_bytes(content)
+    storage = S3Storage.at(object_store.uri("objects/"))
+    storage.upload("a/one", tmp_path / "file")
+    storage.under("b/c").write("two", b"2")
+    storage.write("three", b"")
+    pieces = list(storage.stream("a/one"))
+    assert b"".join(pieces) == content
+    assert max(map(len, pieces)) == STREAMED_BYTES
+    assert storage.sizes() == {"a/one": len(content), "b/c/two": 1, "three": 0}
+    assert storage.folders() == ("a", "b")
+    with pytest.raises(BlobMissing):
+        next(storage.stream("a/two"))
 
 
 def test_a_lost_bucket_is_an_os_error_that_names_the_setting(

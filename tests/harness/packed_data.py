@@ -19,6 +19,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
+import trainer.data.fetch
+from trainer.data.bucket_files import BucketFiles
 from trainer.data.image_folder import ImageFolderSource
 from trainer.data.packing import pack
 from trainer.data.prepare import prepare
@@ -117,9 +119,24 @@ class FatalSource(ImageFolderSource):
         return SourceSplits(train=fatal, test=splits.test, class_names=splits.class_names)
 
 
-def pack_until_killed(root: Path, folder: Path) -> None:
+def pack_until_killed(root: Path, target: str | Path) -> None:
     """Pack with two images a shard, and die within the third."""
-    pack(FatalSource(root), folder, image_size=SIDE, images_per_shard=2)
+    pack(FatalSource(root), target, image_size=SIDE, images_per_shard=2)
+
+
+def prepare_until_killed(name: str, datasets: str, cache: Path) -> None:
+    """Fetch one shard after the other, and die within the third."""
+    fetched = BucketFiles.fetch
+
+    def fetch_or_die(self: BucketFiles, file: str, path: Path) -> None:
+        if file.endswith("-00002.raw"):
+            path.write_bytes(b"half")
+            os.kill(os.getpid(), signal.SIGKILL)
+        fetched(self, file, path)
+
+    BucketFiles.fetch = fetch_or_die  # type: ignore[method-assign]
+    trainer.data.fetch.NUM_FETCHED = 1  # type: ignore[misc]
+    prepare(name, image_size=SIDE, cache_dir=cache, datasets_dir=datasets, validation_ratio=0.3)
 
 
 def read_within(datasets: Path, name: str, image_size: int, spare_bytes: int) -> dict[str, Any]:

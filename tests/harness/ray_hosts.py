@@ -121,9 +121,11 @@ class RayHosts:
 
     # --- jobs -------------------------------------------------------------------------------------
 
-    def submit(self, experiment_id: str, spec: Mapping[str, Any], *, storage: str, attempt: int = 1) -> None:
+    def submit(
+        self, experiment_id: str, spec: Mapping[str, Any], *, storage: str, attempt: int = 1, datasets: str = DATASETS
+    ) -> None:
         """Submit one attempt of a pretraining, as the dispatcher does."""
-        settings = self._settings.model_copy(update={"storage": storage})
+        settings = self._settings.model_copy(update={"storage": storage, "datasets": datasets})
         job = attempt_job(record(experiment_id, spec=dict(spec)), settings, attempt=attempt, environ=self.environment)
         self._call(
             lambda jobs: jobs.submit(

@@ -79,7 +79,7 @@ def wait_for_checkpoint(storage: Path, *, timeout_s: float = 20.0) -> None:
         time.sleep(0.05)
 
 
-def trial_context(folder: Path, datasets: Path, *, attempt: int = 1, name: str = "exp_1") -> dict[str, Any]:
+def trial_context(folder: Path, datasets: str | Path, *, attempt: int = 1, name: str = "exp_1") -> dict[str, Any]:
     return TrialContext(
         experiment_id=name,
         experiment_name=name,

@@ -84,8 +84,10 @@ def test_two_hosts_go_on_with_the_run_of_one_process_though_a_worker_is_killed(
     run = PausedRun(tmp_path, SPEC, steps=EPOCHS * STEPS_PER_EPOCH)
     uri = run.copy(cluster.store.uri("run"))
     storage = open_storage(uri)
+    sets = cluster.store.uri("sets")
+    pack(source_at(datasets_dir / "shapes.npz"), f"{sets}/shapes", image_size=SPEC["data"]["image_size"])
 
-    cluster.ray.submit(EXPERIMENT, SPEC, attempt=2, storage=uri)
+    cluster.ray.submit(EXPERIMENT, SPEC, attempt=2, storage=uri, datasets=sets)
     timeline = experiment_key(EXPERIMENT, "attempts/2/timeline.json")
     wait_until(lambda: "first_step" in text_of(storage, timeline), timeout_s=END_TIMEOUT_S, what="the first step")
     assert cluster.workers() == [1, 1]
@@ -102,25 +104,27 @@ def test_two_hosts_go_on_with_the_run_of_one_process_though_a_worker_is_killed(
     assert "shipped attempt 2 of" in log  # the driver's code came with the job
     assert "shipped training from step" in log  # and the workers'
     assert run.distance(uri) <= 1e-9
+    caches = [list(node.disk.glob("simclr/cache/datasets/shapes-*-packed/manifest.json")) for node in cluster.nodes]
+    assert [len(found) for found in caches] == [1, 1], "each host fetched the images"
     wait_until(lambda: cluster.workers() == [0, 0], timeout_s=20, what="the end of the workers")
     wait_until(lambda: not cluster.ray.reserved(), timeout_s=20, what="the release of what was reserved")
 
 
 def test_two_hosts_pack_the_data_set_that_one_process_packs(cluster: Cluster, tmp_path: Path) -> None:
-    source, target = write_noise(cluster.share / "source", count=NUM_PICTURES), cluster.share / "sets" / "noise"
+    source = write_noise(cluster.share / "source", count=NUM_PICTURES)
     options = ("--image-size", "16", "--images-per-shard", "1", "--num-workers", "2", "--json")
     variables = cluster.ray.environment | {"RAY_ADDRESS": f"{cluster.ray.head.address}:6379"}
-    packed = cluster.ray.head.run(
-        [
-            *("env", "--ignore-environment", *(f"{name}={value}" for name, value in variables.items())),
-            *(sys.executable, "-m", "service.cli", "datasets", "pack", str(source), str(target), *options),
-        ],
-        timeout_s=END_TIMEOUT_S,
-    )
-
-    assert json.loads(packed)["shards_written"] == NUM_PICTURES
     alone = pack(source_at(source), tmp_path / "alone", image_size=16, images_per_shard=1).manifest
-    assert verify(target) == alone
+    for target in (str(cluster.share / "sets" / "noise"), cluster.store.uri("sets/noise")):
+        packed = cluster.ray.head.run(
+            [
+                *("env", "--ignore-environment", *(f"{name}={value}" for name, value in variables.items())),
+                *(sys.executable, "-m", "service.cli", "datasets", "pack", str(source), target, *options),
+            ],
+            timeout_s=END_TIMEOUT_S,
+        )
+        assert json.loads(packed)["shards_written"] == NUM_PICTURES
+        assert verify(target) == alone
     tasks = [task for task in cluster.ray.listing("tasks") if "_done" in task["name"]]
     assert {task["node_id"] for task in tasks} == {
         node_id for node in cluster.nodes for node_id in cluster.ray.node_ids(node)

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +16,10 @@ from PIL import Image
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from tests.conftest import RunningStack
+from tests.harness.object_store import ObjectStore
 from trainer.data.packed import verify
 from trainer.data.packing import pack, source_at
+from trainer.storage import open_storage
 
 pytestmark = pytest.mark.ray
 
@@ -45,28 +47,39 @@ def wait_until(holds: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
+@pytest.fixture
+def object_store(monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectStore]:
+    with ObjectStore() as store:
+        for name, value in store.environment.items():
+            monkeypatch.setenv(name, value)
+        yield store
+
+
+@pytest.mark.parametrize("place", ["folder", "bucket"])
 def test_a_packing_on_ray_that_was_killed_goes_on_and_is_what_one_process_writes(
-    tmp_path: Path, stack: RunningStack
+    tmp_path: Path, stack: RunningStack, object_store: ObjectStore, place: str
 ) -> None:
-    source, target = write_pictures(tmp_path / "source", count=300), tmp_path / "sets" / "pictures"
+    source = write_pictures(tmp_path / "source", count=300)
+    target = str(tmp_path / "sets" / "pictures") if place == "folder" else object_store.uri(f"{tmp_path.name}/pictures")
+    files = open_storage(target)
     client = JobSubmissionClient(stack.ray_dashboard)
 
     def submit(*words: str) -> str:
-        command = ["-m", "service.cli", "datasets", "pack", str(source), str(target), "--image-size", str(SIDE)]
+        command = ["-m", "service.cli", "datasets", "pack", str(source), target, "--image-size", str(SIDE)]
         options = ["--num-workers", "2", "--images-per-shard", str(IMAGES_PER_SHARD), "--json"]
         job: str = client.submit_job(
             entrypoint=" ".join(["exec", sys.executable, *command, *options, *words]),
-            runtime_env={"env_vars": {"PYTHONPATH": str(Path.cwd())}},
+            runtime_env={"env_vars": {"PYTHONPATH": str(Path.cwd()), **object_store.environment}},
         )
         return job
 
     killed = submit()
-    wait_until(lambda: len(list(target.glob(".packing/train-*.json"))) >= 3)
+    wait_until(lambda: len(files.list(".packing/train-")) >= 3)
     driver = client.get_job_info(killed).driver_info
     assert driver is not None
     os.kill(int(driver.pid), signal.SIGKILL)
     wait_until(lambda: client.get_job_status(killed) in ENDED)
-    assert not (target / "manifest.json").exists()
+    assert not files.list("manifest.json")
 
     resumed = submit("--resume")
     wait_until(lambda: client.get_job_status(resumed) in ENDED)

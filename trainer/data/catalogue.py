@@ -1,22 +1,23 @@
 """The catalogue: which data sets can be named in a spec. Imports no torch; cheap to ask.
 
 Embedded ones come with the packages or lie where a distribution or torchvision puts them; an
-operator registers more by putting folders, of image files or packed, and .npz files into one
-directory. Embedded names are reserved: an operator's data set of that name is not reachable.
+operator registers more (`registry.py`) by putting folders, of image files or packed, and .npz files
+into one directory, or packed ones into a bucket. Embedded names are reserved: an operator's data set
+of that name is not reachable.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from trainer.data.digits import DigitsSource
+from trainer.data.files import is_bucket
 from trainer.data.idx import FashionMnistSource
-from trainer.data.image_folder import ImageFolderSource
-from trainer.data.npz import NpzSource
 from trainer.data.openmoji import OpenMojiSource
-from trainer.data.packed import PackedSource, is_packed
+from trainer.data.registry import NUM_ASKED, BucketSource, Registry, open_registry
 from trainer.data.source import DatasetInfo, Source
 from trainer.data.torchvision_folders import CIFAR10, CIFAR100, CifarSource, Stl10Source
 from trainer.errors import DataError
@@ -41,54 +42,60 @@ def is_name(word: str) -> bool:
     return NAME.fullmatch(word) is not None
 
 
-def list_datasets(datasets_dir: Path | None) -> list[DatasetInfo]:
-    """Return every data set, embedded ones first; what cannot be used says why in `problem`."""
-    embedded = [_info_or_problem(name, datasets_dir) for name in EMBEDDED]
-    return embedded + [_info_or_problem(name, datasets_dir) for name in _operator_names(datasets_dir)]
+def list_datasets(datasets_dir: str | Path | None) -> list[DatasetInfo]:
+    """Return every data set, embedded ones first; what cannot be used says why in `problem`.
+
+    Args:
+        datasets_dir: The operator's directory or `s3://bucket/prefix`, if there is one.
+
+    Raises:
+        StorageUnavailable: If the bucket does not answer.
+    """
+    registry = open_registry(datasets_dir)
+    names = [*EMBEDDED, *_operator_names(registry)]
+    with ThreadPoolExecutor(NUM_ASKED) as pool:
+        return list(pool.map(lambda name: _info_or_problem(name, datasets_dir, registry), names))
 
 
-def describe(name: str, datasets_dir: Path | None) -> DatasetInfo:
+def describe(name: str, datasets_dir: str | Path | None) -> DatasetInfo:
     """Return the entry of one data set.
 
     Raises:
         DataError: If the id is unknown (lists the known ones), or the data is broken (names file or field).
+        StorageUnavailable: If it is looked for in a bucket that does not answer.
     """
     return find_source(name, datasets_dir).info()
 
 
-def find_source(name: str, datasets_dir: Path | None) -> Source:
+def find_source(name: str, datasets_dir: str | Path | None) -> Source | BucketSource:
     """Return where a data set comes from.
 
     Raises:
         DataError: If the id is unknown; the message lists the known ones.
+        StorageUnavailable: If it is looked for in a bucket that does not answer.
     """
+    return _find(name, datasets_dir, open_registry(datasets_dir))
+
+
+def _find(name: str, datasets_dir: str | Path | None, registry: Registry) -> Source | BucketSource:
     if name in EMBEDDED:
-        return EMBEDDED[name](datasets_dir)
-    known = [*EMBEDDED, *_operator_names(datasets_dir)]
-    if datasets_dir is None or name not in known or not is_name(name):
+        return EMBEDDED[name](None if datasets_dir is None or is_bucket(datasets_dir) else Path(datasets_dir))
+    source = registry.source(name) if is_name(name) else None
+    if source is None:
+        known = [*EMBEDDED, *_operator_names(registry)]
         raise DataError(f"there is no data set {name!r}; known are {', '.join(known)}", allowed=known)
-    folder, file = datasets_dir / name, datasets_dir / f"{name}.npz"
-    if folder.is_dir() and file.is_file():
-        raise DataError(f"{name} is both a folder and {file.name}; remove one", file=file.name)
-    if is_packed(folder):
-        return PackedSource(folder)
-    return ImageFolderSource(folder) if folder.is_dir() else NpzSource(file)
+    return source
 
 
-def _operator_names(datasets_dir: Path | None) -> list[str]:
-    if datasets_dir is None or not datasets_dir.is_dir():
-        return []
-    entries = [path for path in datasets_dir.iterdir() if not path.name.startswith(".")]
-    folders = {path.name for path in entries if (path / "train").is_dir() or is_packed(path)}
-    files = {path.stem for path in entries if path.suffix == ".npz" and path.is_file()}
-    return sorted((folders | files) - EMBEDDED.keys())
+def _operator_names(registry: Registry) -> list[str]:
+    return [name for name in registry.names() if name not in EMBEDDED]
 
 
-def _info_or_problem(name: str, datasets_dir: Path | None) -> DatasetInfo:
+def _info_or_problem(name: str, datasets_dir: str | Path | None, registry: Registry) -> DatasetInfo:
     try:
         if name not in EMBEDDED and not is_name(name):
             raise DataError(f"rename it: {NAME_RULE}")  # noqa: TRY301 - told as any other problem
-        return describe(name, datasets_dir)
+        return _find(name, datasets_dir, registry).info()
     except DataError as error:
         return DatasetInfo(
             name=name,

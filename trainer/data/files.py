@@ -8,10 +8,35 @@ import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 from trainer.errors import DataError
 
-__all__ = ["file_facts", "local_path", "part_files", "walk", "whole_file"]
+__all__ = ["PLAN", "WORK", "file_facts", "is_bucket", "local_path", "named_place", "part_files", "walk", "whole_file"]
+
+WORK: Final = ".packing"  # beside what is packed, as long as it is not complete
+PLAN: Final = f"{WORK}/plan.json"
+ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # one slash: a Path has made it of two
+BUCKET = re.compile(r"s3://[^/?#]+(/[^/?#]+)*")
+
+
+def is_bucket(place: str | Path) -> bool:
+    """Return whether a place is in a bucket, and no path."""
+    return str(place).startswith("s3://")
+
+
+def named_place(place: str | Path) -> str:
+    """Return the absolute path of a folder, or `s3://bucket/prefix` without a slash at its end.
+
+    Raises:
+        DataError: If it is another address; says what to do.
+    """
+    if not is_bucket(place):
+        return str(local_path(Path(place)))
+    address = str(place).rstrip("/")
+    if not BUCKET.fullmatch(address):
+        raise DataError(f"{place} is no place for data sets; use a folder or s3://bucket/prefix")
+    return address
 
 
 def local_path(path: Path) -> Path:
@@ -20,10 +45,10 @@ def local_path(path: Path) -> Path:
     Raises:
         DataError: If it is an address, such as s3://bucket/pets; says what to do.
     """
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path)):  # a Path has made one slash of two
+    if ADDRESS.match(str(path)):
         raise DataError(
-            f"{path} is an address, and images are mapped from files; copy the data set to a folder, "
-            "such as by `aws s3 sync`, and name that"
+            f"{path} is an address, and files are read here; copy them to a folder, such as by `aws s3 sync`, "
+            "and name that"
         )
     return path.expanduser().absolute()
 

@@ -1,6 +1,6 @@
 """The manifest of a packed data set: how it was cut, what each shard holds, and one digest over all.
 
-    manifest.json        written last: a folder without it is no data set
+    manifest.json        written last: a folder, or prefix of a bucket, without it is no data set
     train-00000.raw ...  shards;  test-00000.raw ... where there is a test split
     train_labels.npy     and test_labels.npy, where there are labels; int64, aligned with the images
     train_groups.npy     and test_groups.npy, where the source has groups that never part
@@ -14,26 +14,40 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from pathlib import Path
+from io import BytesIO
 from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from trainer.data.files import whole_file
 from trainer.data.labels import check_class_sizes
-from trainer.data.shards import IMAGE_DIGEST_BYTES, Shard, WrittenShard, image_bytes
+from trainer.data.packed_files import PackedFiles
+from trainer.data.shards import IMAGE_DIGEST_BYTES, Shard, WrittenShard, damaged, image_bytes
 from trainer.data.source import SourceSplit, SourceSplits, Stored
 from trainer.errors import DataError
 
-__all__ = ["MANIFEST", "Manifest", "Plan", "dataset_digest", "parse_manifest", "read_manifest", "read_values", "seal"]
+__all__ = [
+    "FIELDS",
+    "MANIFEST",
+    "Digests",
+    "Manifest",
+    "Plan",
+    "Values",
+    "dataset_digest",
+    "parse_manifest",
+    "read_manifest",
+    "read_values",
+    "seal",
+    "values_file",
+]
 
 MANIFEST: Final = "manifest.json"
 FIELDS: Final = ("labels", "groups")
 NUM_NAMED: Final = 3  # examples a warning gives
 
 Digests = dict[str, bytes]  # part -> digests of its images
+Values = dict[tuple[str, str], NDArray[np.int64]]  # part, field -> labels or groups
 
 
 class Plan(BaseModel):
@@ -90,72 +104,77 @@ class Manifest(BaseModel):
         return sum(shard.num_images for shard in self.test)
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(files: PackedFiles) -> Manifest:
     """Return the manifest of a packed data set, all its shards being there in full size.
 
     Raises:
         DataError: If it cannot be read, or a shard is missing or cut short; names the file.
+        StorageUnavailable: If its bucket does not answer.
     """
-    manifest = parse_manifest(folder)
+    manifest = parse_manifest(files)
+    try:
+        sizes = files.sizes()
+    except OSError as error:
+        raise DataError(f"{files.name} cannot be read: {error.strerror}") from error
     for shard in (*manifest.train, *manifest.test):
-        _check_size(folder, shard, manifest.image_size)
+        expected = shard.num_images * image_bytes(manifest.image_size)
+        if shard.file not in sizes:
+            raise damaged(files.name, shard.file, "No such file")
+        if sizes[shard.file] != expected:
+            raise damaged(files.name, shard.file, f"it has {sizes[shard.file]} bytes and should have {expected}")
     return manifest
 
 
-def parse_manifest(folder: Path) -> Manifest:
+def parse_manifest(files: PackedFiles) -> Manifest:
     """Return the manifest of a packed data set, whatever became of its shards.
 
     Raises:
         DataError: If it cannot be read; names the file.
+        StorageUnavailable: If its bucket does not answer.
     """
-    name = f"{folder.name}/{MANIFEST}"
+    name = f"{files.name}/{MANIFEST}"
     try:
-        return Manifest.model_validate_json((folder / MANIFEST).read_bytes())
+        return Manifest.model_validate_json(files.read(MANIFEST))
     except OSError as error:
         raise DataError(f"{name} cannot be read: {error.strerror}", file=MANIFEST) from error
     except ValidationError as error:
         raise DataError(
-            f"{name} is damaged or of another version; remove {folder.name} and pack it again", file=MANIFEST
+            f"{name} is damaged or of another version; remove {files.name} and pack it again", file=MANIFEST
         ) from error
 
 
-def _check_size(folder: Path, shard: Shard, image_size: int) -> None:
-    expected = shard.num_images * image_bytes(image_size)
-    try:
-        found = (folder / shard.file).stat().st_size
-    except OSError as error:
-        raise _damaged(folder, shard.file, error.strerror or "it cannot be read") from error
-    if found != expected:
-        raise _damaged(folder, shard.file, f"it has {found} bytes and should have {expected}")
-
-
-def _damaged(folder: Path, file: str, how: str) -> DataError:
-    return DataError(
-        f"{folder.name}/{file} is damaged: {how}; `simclr datasets pack` with --resume writes it again", file=file
-    )
-
-
-def read_values(folder: Path, *, part: str, field: str, num_images: int) -> NDArray[np.int64] | None:
+def read_values(files: PackedFiles, *, part: str, field: str, num_images: int) -> NDArray[np.int64] | None:
     """Return the labels or groups of a part, None if it has none.
 
     Raises:
         DataError: If the file is damaged, with its name.
+        StorageUnavailable: If its bucket does not answer.
     """
-    path = folder / f"{part}_{field}.npy"
-    if not path.exists():
-        return None
+    file = values_file(part, field)
     try:
-        values = np.load(path, allow_pickle=False)
+        values = np.load(BytesIO(files.read(file)), allow_pickle=False)
+    except FileNotFoundError:
+        return None
     except (OSError, ValueError, EOFError) as error:
-        raise _damaged(folder, path.name, str(error)) from error
+        raise damaged(files.name, file, str(error)) from error
     if values.dtype != np.int64 or values.shape != (num_images,):
-        raise _damaged(folder, path.name, f"it holds {values.dtype} of shape {values.shape}")
+        raise damaged(files.name, file, f"it holds {values.dtype} of shape {values.shape}")
     found: NDArray[np.int64] = values
     return found
 
 
+def values_file(part: str, field: str) -> str:
+    """Return the name of the file with the labels or groups of a part."""
+    return f"{part}_{field}.npy"
+
+
 def seal(
-    folder: Path, splits: SourceSplits, plan: Plan, *, train: Sequence[WrittenShard], test: Sequence[WrittenShard] = ()
+    files: PackedFiles,
+    splits: SourceSplits,
+    plan: Plan,
+    *,
+    train: Sequence[WrittenShard],
+    test: Sequence[WrittenShard] = (),
 ) -> Manifest:
     """Write beside the shards what completes them, the manifest last.
 
@@ -165,21 +184,21 @@ def seal(
     """
     parts = {"train": train} | ({"test": test} if splits.test is not None else {})
     kept = {part: _kept_rows(shards, plan) for part, shards in parts.items()}
-    values: dict[str, NDArray[np.int64]] = {}
+    values: Values = {}
     for part, split in (("train", splits.train), ("test", splits.test)):
         for field in FIELDS if split is not None else ():
             if (stored := getattr(split, field)) is not None:
-                values[f"{part} {field}"] = stored[kept[part]]
+                values[part, field] = stored[kept[part]]
     if any(shard.shard.left_out for shard in train):
         check_class_sizes(
-            values.get("train labels"),
+            values.get(("train", "labels")),
             num_images=len(kept["train"]),
             class_names=splits.class_names,
-            where=f"{folder.name}, without what cannot be read,",
+            where=f"{files.name}, without what cannot be read,",
         )
     digests = {part: b"".join(shard.image_digests for shard in shards) for part, shards in parts.items()}
-    for name, array in values.items():
-        with whole_file(folder / f"{name.replace(' ', '_')}.npy") as path, path.open("wb") as file:
+    for (part, field), array in values.items():
+        with files.writing(values_file(part, field)) as path, path.open("wb") as file:
             np.save(file, array)
     manifest = Manifest(
         plan=plan,
@@ -189,28 +208,26 @@ def seal(
         digest=dataset_digest(plan.image_size, splits.class_names, digests, values),
         warnings=(*splits.warnings, *_left_out_warnings(train, test), *_duplicate_warnings(splits, digests, kept)),
     )
-    with whole_file(folder / MANIFEST) as path:
+    with files.writing(MANIFEST) as path:
         path.write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
     return manifest
 
 
-def dataset_digest(
-    image_size: int, class_names: tuple[str, ...] | None, digests: Digests, values: dict[str, NDArray[np.int64]]
-) -> str:
+def dataset_digest(image_size: int, class_names: tuple[str, ...] | None, digests: Digests, values: Values) -> str:
     """Return the digest of a data set.
 
     Args:
         image_size: Pixels a side.
         class_names: In the order of their labels.
         digests: Of the images of "train" and, if there are any, of "test".
-        values: Such as "train labels" and "test groups".
+        values: Labels and groups, where there are any.
     """
     digest = hashlib.sha256(json.dumps([image_size, class_names]).encode())
     for part, images in digests.items():
         digest.update(images)
-        for name in (f"{part} {field}" for field in FIELDS):
-            if name in values:
-                digest.update(name.encode() + values[name].tobytes())
+        for field in FIELDS:
+            if (part, field) in values:
+                digest.update(f"{part} {field}".encode() + values[part, field].tobytes())
     return digest.hexdigest()
 
 

@@ -1,8 +1,8 @@
 """Pack a data set: cut it into shards, write them in parallel, and go on where an earlier packing ended.
 
-While it is being packed, `.packing/` in its folder holds the plan, a record of each shard that is
-whole, and a lock. Every shard appears whole, then its record, and the manifest last of all: what was
-killed at any moment is no data set yet, and what it has is not written again.
+While it is being packed, `.packing/` beside the shards holds the plan, a record of each shard that is
+whole, and in a folder a lock. Every shard appears whole, then its record, and the manifest last of
+all: what was killed at any moment is no data set yet, and what it has is not written again.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from trainer.data.image_folder import ImageFolderSource
 from trainer.data.manifest import Manifest, Plan, seal
 from trainer.data.npz import NpzSource
 from trainer.data.packed import PackedSource, is_packed
-from trainer.data.packing_folder import packing_folder
+from trainer.data.packed_files import PackedFiles, files_at
+from trainer.data.packing_place import packing_place
 from trainer.data.parquet import SUFFIX as PARQUET
 from trainer.data.parquet import ParquetSource
 from trainer.data.shard_job import DoneShard, ShardJob
@@ -56,7 +57,7 @@ OnShard = Callable[[Progress], None]
 
 def pack(
     source: Stored,
-    folder: Path,
+    target: str | Path,
     *,
     image_size: int,
     num_workers: int = 1,
@@ -69,19 +70,22 @@ def pack(
 
     Args:
         source: What to pack.
-        folder: Where to; has to be new or empty, unless `resumes`.
+        target: Where to, a folder or `s3://bucket/prefix/NAME`; has to be new or empty, unless `resumes`.
         image_size: Pixels a side, as `data.image_size` of the specs that will use it.
         num_workers: 1: in this process; more: so many tasks of Ray Data at a time, on the Ray at
-            RAY_ADDRESS or else one that is started for it. Each needs source and folder under these paths.
+            RAY_ADDRESS or else one that is started for it. Each needs source and target under these
+            names, and for a bucket the AWS settings.
         images_per_shard: None: about SHARD_BYTES, or more where that were over MAX_SHARDS shards.
         leaves_out_unreadable: Leave out images that cannot be read, and say so in the manifest.
         resumes: Go on with a packing that was ended, or mend one that was damaged since.
         on_shard: Told after each shard how far it is.
 
     Raises:
-        DataError: If the source is broken, or the folder is not what it should be; says what to do.
+        DataError: If the source is broken, or the target is not what it should be; says what to do.
+        StorageUnavailable: If the target is in a bucket that does not answer.
         OSError: If something cannot be written.
     """
+    files = files_at(target)
     splits = source.open()
     plan = Plan.of(
         source,
@@ -89,8 +93,8 @@ def pack(
         images_per_shard=_images_per_shard(splits, image_size, images_per_shard),
         leaves_out_unreadable=leaves_out_unreadable,
     )
-    with packing_folder(folder, plan, resumes=resumes):
-        jobs = _jobs(splits, folder, plan)
+    with packing_place(files, plan, resumes=resumes):
+        jobs = _jobs(splits, files, plan)
         done: list[DoneShard | None] = [None] * len(jobs)
         for index, shard in _run(jobs, num_workers=num_workers):
             done[index] = shard
@@ -100,7 +104,7 @@ def pack(
         train, test = (
             [shard.written for file, shard in shards.items() if file.startswith(part)] for part in ("train", "test")
         )
-        manifest = seal(folder, splits, plan, train=train, test=test)
+        manifest = seal(files, splits, plan, train=train, test=test)
     num_written = sum(shard.is_new for shard in shards.values())
     return Packing(manifest=manifest, num_written=num_written, num_kept=len(shards) - num_written)
 
@@ -135,10 +139,10 @@ def _images_per_shard(splits: SourceSplits, image_size: int, wanted: int | None)
     return wanted or max(1, SHARD_BYTES // image_bytes(image_size), least)
 
 
-def _jobs(splits: SourceSplits, folder: Path, plan: Plan) -> list[ShardJob]:
+def _jobs(splits: SourceSplits, files: PackedFiles, plan: Plan) -> list[ShardJob]:
     return [
         ShardJob(
-            folder=folder,
+            files=files,
             file=f"{part}-{start // plan.images_per_shard:05}.raw",
             images=split.blocks[start : start + plan.images_per_shard],
             image_size=plan.image_size,

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Final
 
 from pydantic import ValidationError
 
-from trainer.data.files import whole_file
+from trainer.data.files import WORK
+from trainer.data.packed_files import PackedFiles
 from trainer.data.shards import Shard, WrittenShard, read_shard, write_shard
 from trainer.data.source import ImageBlocks
 from trainer.errors import DataError
 
-__all__ = ["WORK", "DoneShard", "ShardJob", "record_shard"]
-
-WORK: Final = ".packing"  # in the folder, while it is being packed
+__all__ = ["DoneShard", "ShardJob", "record_shard"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class DoneShard:
-    """A shard that is on disk and whole."""
+    """A shard that is where it belongs, whole."""
 
     written: WrittenShard
     is_new: bool  # else it was there already
@@ -31,7 +28,7 @@ class DoneShard:
 class ShardJob:
     """The work of one shard; pickles with the part of the source that it needs."""
 
-    folder: Path
+    files: PackedFiles
     file: str
     images: ImageBlocks
     image_size: int
@@ -43,11 +40,12 @@ class ShardJob:
         Raises:
             DataError: At an image that cannot be read, with its name, unless such are left out.
             OSError: If the shard cannot be written.
+            StorageUnavailable: If the bucket does not answer.
         """
-        if (shard := _recorded(self.folder, self.file)) is not None:
+        if (shard := _recorded(self.files, self.file)) is not None:
             with suppress(DataError):
-                return DoneShard(written=read_shard(self.folder, shard, image_size=self.image_size), is_new=False)
-        with whole_file(self.folder / self.file) as path:
+                return DoneShard(written=read_shard(self.files, shard, image_size=self.image_size), is_new=False)
+        with self.files.writing(self.file) as path:
             written = write_shard(
                 path,
                 self.images,
@@ -55,22 +53,22 @@ class ShardJob:
                 name=self.file,
                 leaves_out_unreadable=self.leaves_out_unreadable,
             )
-        record_shard(self.folder, written.shard)
+        record_shard(self.files, written.shard)
         return DoneShard(written=written, is_new=True)
 
 
-def _record_path(folder: Path, file: str) -> Path:
-    return folder / WORK / f"{file}.json"
+def _record(file: str) -> str:
+    return f"{WORK}/{file}.json"
 
 
-def _recorded(folder: Path, file: str) -> Shard | None:
+def _recorded(files: PackedFiles, file: str) -> Shard | None:
     try:
-        return Shard.model_validate_json(_record_path(folder, file).read_bytes())
+        return Shard.model_validate_json(files.read(_record(file)))
     except (OSError, ValidationError):
         return None
 
 
-def record_shard(folder: Path, shard: Shard) -> None:
+def record_shard(files: PackedFiles, shard: Shard) -> None:
     """Note that a shard is whole."""
-    with whole_file(_record_path(folder, shard.file)) as partial:
-        partial.write_text(shard.model_dump_json(), encoding="utf-8")
+    with files.writing(_record(shard.file)) as path:
+        path.write_text(shard.model_dump_json(), encoding="utf-8")

@@ -16,10 +16,20 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from trainer.data.packed_files import PackedFiles
 from trainer.data.source import BLOCK_SIZE, ImageBlocks
 from trainer.errors import DataError
 
-__all__ = ["IMAGE_DIGEST_BYTES", "LeftOut", "Shard", "WrittenShard", "image_bytes", "read_shard", "write_shard"]
+__all__ = [
+    "IMAGE_DIGEST_BYTES",
+    "LeftOut",
+    "Shard",
+    "WrittenShard",
+    "damaged",
+    "image_bytes",
+    "read_shard",
+    "write_shard",
+]
 
 IMAGE_DIGEST_BYTES: Final = 16
 
@@ -46,7 +56,7 @@ class Shard(BaseModel):
 
 @dataclass(frozen=True, kw_only=True)
 class WrittenShard:
-    """A shard that is on disk."""
+    """A shard that is where it belongs."""
 
     shard: Shard
     image_digests: bytes = field(repr=False)  # IMAGE_DIGEST_BYTES for each image
@@ -91,24 +101,30 @@ def write_shard(
     return WrittenShard(shard=shard, image_digests=bytes(digests))
 
 
-def read_shard(folder: Path, shard: Shard, *, image_size: int) -> WrittenShard:
+def damaged(name: str, file: str, how: str) -> DataError:
+    """Return the error of a file that is not what it is meant to be, of the packed data set `name`."""
+    return DataError(
+        f"{name}/{file} is damaged: {how}; `simclr datasets pack` with --resume writes it again", file=file
+    )
+
+
+def read_shard(files: PackedFiles, shard: Shard, *, image_size: int) -> WrittenShard:
     """Read a shard's file to its end and return the shard with the digests of its images.
 
     Raises:
-        DataError: If the file is missing or is not what it is meant to be; names it.
+        DataError: If the file cannot be read or is not what it is meant to be; names it.
+        StorageUnavailable: If its bucket does not answer.
     """
     sha256, digests = hashlib.sha256(), bytearray()
-    path = folder / shard.file
-    shown_name = f"{folder.name}/{shard.file}"
     try:
-        with path.open("rb") as file:
+        with files.reading(shard.file) as path, path.open("rb") as file:
             while content := file.read(BLOCK_SIZE * image_bytes(image_size)):
                 sha256.update(content)
                 digests += _image_digests(content, image_size)
     except OSError as error:
-        raise DataError(f"{shown_name} cannot be read: {error.strerror}", file=shard.file) from error
+        raise damaged(files.name, shard.file, error.strerror or "it cannot be read") from error
     if sha256.hexdigest() != shard.sha256:
-        raise DataError(f"{shown_name} is damaged: its sha256 is not the one it was written with", file=shard.file)
+        raise damaged(files.name, shard.file, "its sha256 is not the one it was written with")
     return WrittenShard(shard=shard, image_digests=bytes(digests))
 
 

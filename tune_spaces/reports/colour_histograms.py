@@ -36,7 +36,7 @@ def compare_histograms(spec: PretrainSpec, *, cache_dir: str, datasets_dir: str 
         spec.data.dataset,
         image_size=spec.data.image_size,
         cache_dir=Path(cache_dir),
-        datasets_dir=Path(datasets_dir) if datasets_dir else None,
+        datasets_dir=datasets_dir,
         validation_ratio=spec.data.validation_ratio,
     )
     positions = np.arange(min(NUM_IMAGES, len(dataset.pretrain)))

@@ -92,7 +92,7 @@ def test_the_service_child_reads_the_settings_that_the_supervisor_has(
 
     read = Settings()
 
-    assert read == settings.model_copy(update={"home": tmp_path / "state", "datasets": tmp_path / "sets"})
+    assert read == settings.model_copy(update={"home": tmp_path / "state", "datasets": str(tmp_path / "sets")})
 
 
 def test_the_child_is_the_service_module() -> None:
