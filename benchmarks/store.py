@@ -57,6 +57,9 @@ QUERIES: Final = {
     "owner, rare state, by priority": ListQuery(owner="ada", states=(State.RUNNING,), order_by="priority"),
     "owner, kind, by priority": ListQuery(owner="ada", kind="pretrain", order_by="priority"),
     "label, by name": ListQuery(labels={"team": "vision"}, order_by="name"),
+    "label, by priority": ListQuery(labels={"team": "vision"}, order_by="-priority"),
+    "owner, label, by name": ListQuery(owner="ada", labels={"team": "vision"}, order_by="name"),
+    "rare owner, common label": ListQuery(owner="eve", labels={"team": "vision"}, order_by="name"),
     "rare label, by name": ListQuery(labels={"rare": "yes"}, order_by="name"),
 }
 
@@ -89,9 +92,8 @@ async def _fill(store: SqlStore, num_experiments: int) -> None:
         values = {name: getattr(new, name) for name in new.__dataclass_fields__}
         values |= {"state": state, "conditions": [], "attempt": 1, "failures": 0, "version": 3}
         rows.append(values | {"created_at": at, "updated_at": at})
-        labels += [
-            {"experiment_id": new.id, "key": key, "value": value, "created_at": at} for key, value in new.labels.items()
-        ]
+        beside = {"created_at": at, "owner": new.owner, "name": new.name, "priority": new.priority}
+        labels += [{"experiment_id": new.id, "key": key, "value": value, **beside} for key, value in new.labels.items()]
     with store._database.writers.engine.begin() as connection:  # noqa: SLF001 - below the protocol on purpose
         connection.execute(insert(experiments), rows)
         connection.execute(insert(experiment_labels), labels)

@@ -172,8 +172,8 @@ class Store(Protocol):
         """Return a keyset page.
 
         Its cost does not grow with the number stored under any one filter and with an owner beside
-        it, in every order; under a label only in order of creation. Of several filters the later
-        ones pass over what the first walks by.
+        it, in every order. Of several filters one is walked along (a label, if one is asked for),
+        and the others pass over what it comes by.
         """
 
     async def count_by_state(self) -> Mapping[State, int]:

@@ -33,6 +33,7 @@ QUEUE_MOST: Final = 2048  # of all owners
 
 # Built once, with what each needs as parameters: to put a statement together costs more than to run it.
 _ADD: Final = insert(experiments).returning(experiments)
+_ADD_LABELS: Final = insert(experiment_labels)
 _ASKED: Final = [field.name for field in fields(NewExperiment)]
 _REMOVABLE: Final = TERMINAL | {State.PAUSED}
 
@@ -43,9 +44,10 @@ def add(connection: Connection, new: NewExperiment, *, at: datetime) -> Experime
     values |= {"state": State.QUEUED, "conditions": [], "attempt": 0, "failures": 0, "version": 1}
     values |= {"created_at": at, "updated_at": at}
     row = connection.execute(_ADD, values).one()
-    _write_labels(connection, new.id, new.labels, created_at=at)
+    added = rows.record(row)
+    _write_labels(connection, added, new.labels)
     events.append(connection, new.id, "state", _story(State.QUEUED), at=at)
-    return rows.record(row)
+    return added
 
 
 def change(
@@ -71,7 +73,7 @@ def change(
         changes["labels"] = dict(labels)
         forget = delete(experiment_labels).where(experiment_labels.c.experiment_id == experiment_id)
         connection.execute(forget)
-        _write_labels(connection, experiment_id, labels, created_at=stored.created_at)
+        _write_labels(connection, stored, labels)
     if not changes:
         return stored
     return _write(connection, experiment_id, changes, at=at)
@@ -186,15 +188,11 @@ def _write(connection: Connection, experiment_id: str, changes: Mapping[str, Any
     return rows.record(connection.execute(statement.returning(experiments)).one())
 
 
-def _write_labels(
-    connection: Connection, experiment_id: str, labels: Mapping[str, str], *, created_at: datetime
-) -> None:
+def _write_labels(connection: Connection, of: ExperimentRecord, labels: Mapping[str, str]) -> None:
     if labels:
-        marks = [
-            {"experiment_id": experiment_id, "key": key, "value": value, "created_at": created_at}
-            for key, value in labels.items()
-        ]
-        connection.execute(insert(experiment_labels), marks)
+        beside = {"created_at": of.created_at, "owner": of.owner, "name": of.name, "priority": of.priority}
+        marks = [{"experiment_id": of.id, "key": key, "value": value, **beside} for key, value in labels.items()]
+        connection.execute(_ADD_LABELS, marks)
 
 
 def _stale(connection: Connection, experiment_id: str, wanted: str) -> StaleState:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Connection, Select, select, tuple_, union_all
+from sqlalchemy import ColumnElement, Connection, Select, exists, select, tuple_, union_all
 
 from service.experiment import State
 from service.ports import ExperimentRecord, ListQuery, Page
@@ -58,22 +58,31 @@ def _statement(query: ListQuery, *, limit: int) -> Select[Any]:
 
 
 def _walk(query: ListQuery, state: State | None, *, limit: int) -> Select[Any]:
-    statement = select(experiments.c.id)
-    columns: tuple[Any, ...] = (experiments.c[_order_name(query)], experiments.c.id)
+    """Return the ids of the first `limit` that match, from the index of the label that is asked for, if any."""
+    labels = sorted(query.labels.items())
+    walked = experiment_labels if labels else experiments
+    id_ = experiment_labels.c.experiment_id if labels else experiments.c.id
+    statement = select(id_)
+    if labels:
+        (key, value), *others = labels
+        statement = statement.where(walked.c.key == key, walked.c.value == value)
+        statement = statement.where(*(_has_label(id_, *other) for other in others))
+    wanted = {"owner": query.owner, "name": query.name, "kind": query.kind, "state": state}
+    wanted = {name: value for name, value in wanted.items() if value is not None}
+    statement = statement.where(*(walked.c[name] == wanted[name] for name in wanted if name in walked.c))
+    if elsewhere := [experiments.c[name] == wanted[name] for name in wanted if name not in walked.c]:
+        statement = statement.where(exists().where(experiments.c.id == id_, *elsewhere))
+    columns: tuple[Any, ...] = (walked.c[_order_name(query)], id_)
     position: tuple[Any, ...] | None = query.after
     if query.name is not None and _order_name(query) == "name":
         columns, position = columns[1:], position and position[1:]  # they share the name: the id is the order
-    for index, (key, value) in enumerate(sorted(query.labels.items())):
-        label = experiment_labels.alias()
-        statement = statement.join(label, label.c.experiment_id == experiments.c.id)
-        statement = statement.where(label.c.key == key, label.c.value == value)
-        if index == 0 and _order_name(query) == "created_at":
-            columns = (label.c.created_at, label.c.experiment_id)
-    for name, wanted in (("owner", query.owner), ("kind", query.kind), ("name", query.name), ("state", state)):
-        if wanted is not None:
-            statement = statement.where(experiments.c[name] == wanted)
     if position is not None:
         here, there = tuple_(*columns), tuple_(*position, types=[column.type for column in columns])
         statement = statement.where(here < there if query.order_by.startswith("-") else here > there)
     ordered: Select[Any] = _ordered(statement, columns, query)
     return ordered.limit(limit)
+
+
+def _has_label(experiment_id: ColumnElement[str], key: str, value: str) -> ColumnElement[bool]:
+    label = experiment_labels.alias()
+    return exists().where(label.c.experiment_id == experiment_id, label.c.key == key, label.c.value == value)

@@ -1,7 +1,7 @@
 """The tables of the database, as they are at the newest migration.
 
 experiments        what was asked, and where it stands
-experiment_labels  an index over `experiments.labels`, for filters
+experiment_labels  an index over `experiments.labels`, for filters, with what pages are ordered by
 events             the story; `sequence` is drawn from `event_counter`
 idempotency_keys   which key made which experiment
 tokens             who may do what; digests of secrets only
@@ -155,9 +155,17 @@ experiment_labels: Final = Table(
     Column("experiment_id", ForeignKey(experiments.c.id, ondelete="CASCADE"), primary_key=True),
     Column("key", Words, primary_key=True),
     Column("value", Words, nullable=False),
-    # Never changes, so it may stand here too: a page under a label is then one walk as well.
+    # As in the experiment, so that a page under a label is one walk as well. All but the priority
+    # stay as they were made; that one follows by a trigger (migration 0004).
     Column("created_at", Instant, nullable=False),
-    Index("ix_experiment_labels_walk", "key", "value", "created_at", "experiment_id"),
+    Column("owner", Words),
+    Column("name", Words),
+    Column("priority", Integer),
+    *(
+        Index("ix_experiment_labels_" + "_".join((*scope, order)), *scope, "key", "value", order, "experiment_id")
+        for scope in ((), ("owner",))
+        for order in ("created_at", "name", "priority")
+    ),
 )
 
 events: Final = Table(

@@ -17,7 +17,7 @@ from typing import Any, cast
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import String, literal, update
+from sqlalchemy import String, insert, literal, update
 from sqlalchemy.exc import StatementError
 
 from service.edge.identifiers import new_experiment_id
@@ -45,7 +45,7 @@ from service.store import SqlStore, migrations
 from service.store import events as story
 from service.store.database import blocking_engine
 from service.store.experiments import QUEUE_WINDOW, add, claim_due
-from service.store.tables import experiments, metadata
+from service.store.tables import experiment_labels, experiments, metadata
 from tests.conformance.postgres import PostgresServer, fresh_database
 from tests.fakes.clock import Clock
 
@@ -356,6 +356,42 @@ async def test_labels_filter_by_key_and_value_and_follow_updates(store: SqlStore
     await store.update(first.id, expected_version=None, labels={}, priority=None)
     assert await ids(store, replace(by, labels={"team": "vision"})) == [second.id]
     assert await ids(store, replace(by, labels={"x": "y"})) == []
+
+
+async def test_a_label_is_paged_by_name_and_by_the_priority_of_now(store: SqlStore) -> None:
+    made_as = [("b", 1), ("a", 2), ("c", 0), ("a", 1)]
+    b, a, c, other_a = [
+        (await made(store, name=name, priority=priority, labels={"x": "y", "z": "w"})).id for name, priority in made_as
+    ]
+    await made(store, name="a", priority=1, labels={"x": "n"})
+    foreign = await made(store, name="a", priority=3, labels={"x": "y"}, owner="eve")
+    by = ListQuery(labels={"x": "y"}, owner="ada", page_size=1)
+    assert await ids(store, replace(by, order_by="name")) == [*sorted([a, other_a]), b, c]
+    assert await ids(store, replace(by, order_by="-name")) == [c, b, *sorted([a, other_a], reverse=True)]
+    assert await ids(store, replace(by, order_by="priority")) == [c, *sorted([b, other_a]), a]
+
+    await store.update(c, expected_version=None, labels=None, priority=5)
+    await store.update(a, expected_version=None, labels={"x": "y", "new": "one"}, priority=-5)
+
+    assert await ids(store, replace(by, order_by="-priority")) == [c, *sorted([b, other_a], reverse=True), a]
+    everyone = await ids(store, replace(by, order_by="-priority", owner=None))
+    assert everyone == [c, foreign.id, *sorted([b, other_a], reverse=True), a]
+    assert await ids(store, replace(by, order_by="priority", labels={"z": "w"})) == [*sorted([b, other_a]), c]
+
+
+async def test_what_an_older_service_writes_beside_this_one_is_paged_like_the_rest(store: SqlStore) -> None:
+    ours = await made(store, name="b", priority=1, labels={"x": "y"})
+    theirs = await made(store, name="a", priority=3, labels={})
+    with store._database.writers.engine.begin() as connection:  # in the words of revision 0003
+        named = {"experiment_id": theirs.id, "key": "x", "value": "y", "created_at": theirs.created_at}
+        connection.execute(insert(experiment_labels), named)
+        connection.execute(update(experiments).where(experiments.c.id == ours.id).values(priority=5))
+
+    for owner in (None, "ada"):
+        by = ListQuery(labels={"x": "y"}, owner=owner, page_size=1)
+        assert await ids(store, replace(by, order_by="name")) == [theirs.id, ours.id]
+        assert await ids(store, replace(by, order_by="priority")) == [theirs.id, ours.id]
+        assert await ids(store, replace(by, order_by="-created_at")) == sorted([ours.id, theirs.id], reverse=True)
 
 
 async def test_owner_scopes_a_list_and_none_means_all(store: SqlStore) -> None:

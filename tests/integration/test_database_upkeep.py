@@ -27,7 +27,7 @@ from tests.harness.object_store import ObjectStore
 from trainer.context import trial_key
 from trainer.storage import open_storage
 
-REVISIONS = ("0001", "0002", "0003")
+REVISIONS = ("0001", "0002", "0003", "0004")
 Contents = dict[str, list[dict[str, Any]]]
 
 
@@ -79,7 +79,7 @@ async def fill(address: str, home: Path) -> None:
     """Put something into every table: what ended, what runs, what waits, a key and a token."""
     plane = ControlPlane(database=address, home=home)
     try:
-        ended = await plane.submit(labels={"team": "vision", "ü": "ß"})
+        ended = await plane.submit(labels={"team": "vision", "ü": "ß"}, name="first", priority=3)
         await plane.step_until(ended, State.SUCCEEDED)
         await plane.step_until(await plane.submit(), State.RUNNING)
         await plane.submit()

@@ -23,6 +23,7 @@ FILTERS: dict[str, dict[str, Any]] = {
     "state": {"states": (State.SUCCEEDED,)},
     "kind": {"kind": "pretrain"},
     "name": {"name": "x"},
+    "label": {"labels": {"team": "vision"}},
 }
 POSITIONS = {"created_at": datetime(2030, 1, 1, tzinfo=UTC), "name": "x", "priority": 0}
 
@@ -42,8 +43,21 @@ async def test_a_page_under_any_filter_in_any_order_is_one_walk_from_where_the_l
         after = (POSITIONS[order_by.removeprefix("-")], "exp_1")
         query = ListQuery(owner=owner, order_by=order_by, after=after, **filters)
         (walk,) = walk_of(await plan(store, query))
-        assert walk.startswith("SEARCH experiments USING COVERING INDEX"), (owner, name, order_by, walk)
+        table = "experiment_labels" if name == "label" else "experiments"
+        assert walk.startswith(f"SEARCH {table} USING COVERING INDEX"), (owner, name, order_by, walk)
         assert "id)>" in walk or "id)<" in walk or "id>" in walk or "id<" in walk, (owner, name, order_by, walk)
+
+
+@pytest.mark.anyio
+async def test_what_is_asked_beside_a_label_is_looked_up_on_the_walk_along_it(store: SqlStore) -> None:
+    for order_by in ORDERS:
+        both = {"team": "vision", "year": "2030"}
+        query = ListQuery(labels=both, kind="sweep", states=(State.RUNNING,), owner="ada", order_by=order_by)
+        steps = [step for step in walk_of(await plan(store, query)) if not step.startswith("CORRELATED")]
+        walk, *looked_up = steps
+        assert walk.startswith("SEARCH experiment_labels USING COVERING INDEX ix_experiment_labels_owner_"), steps
+        assert len(looked_up) == 2
+        assert all("USING INDEX sqlite_autoindex" in step for step in looked_up), steps
 
 
 @pytest.mark.anyio
