@@ -33,6 +33,7 @@ _SQLITE_PRAGMAS: Final = (
 _SQLITE_FILE: Final = ("auto_vacuum=INCREMENTAL",)  # heard only before the first table is made
 _READERS: Final = 4
 _POSTGRESQL_CONNECTIONS: Final = 20
+_SERVERS_GRACE_S: Final = 1.0  # a server that lives gives up in half of it, and says so
 
 
 class Database:
@@ -46,7 +47,8 @@ class Database:
 
     Args:
         address: SQLAlchemy address. An in-memory SQLite cannot be shared by connections and is refused.
-        wait_s: How long a transaction waits for a connection and for another's lock, in seconds.
+        wait_s: How long a transaction waits for a connection and for another's lock, in seconds. A
+            server has little longer to answer at all; one that was frozen is silent and keeps nobody.
 
     Raises:
         SettingsError: If the address is no SQLite file or PostgreSQL server.
@@ -68,8 +70,11 @@ class Database:
             self.readers = Connections(reader, number=_READERS, wait_s=wait_s)
         else:
             self._checkpoints = None
-            server = _postgresql_engine(url, wait_s=wait_s)
-            self.writers = self.readers = Connections(server, number=_POSTGRESQL_CONNECTIONS, wait_s=wait_s)
+            answer_s = wait_s + _SERVERS_GRACE_S
+            server = _postgresql_engine(url, wait_s=wait_s, answer_s=answer_s)
+            self.writers = self.readers = Connections(
+                server, number=_POSTGRESQL_CONNECTIONS, wait_s=wait_s, answer_s=answer_s
+            )
 
     async def read(self, work: Work[Given, Result], *args: Given.args, **kwargs: Given.kwargs) -> Result:
         """Return `work(connection, ...)` of a transaction that writes nothing. Raises StoreUnavailable."""
@@ -151,14 +156,17 @@ def _begin_explicitly(engine: Engine, *, begin: str, pragmas: tuple[str, ...]) -
         connection.exec_driver_sql(begin)
 
 
-def _postgresql_engine(url: URL, *, wait_s: float) -> Engine:
+def _postgresql_engine(url: URL, *, wait_s: float, answer_s: float) -> Engine:
+    from service.store.impatient_connection import limit_silence  # the driver: not for those who use a file
+
+    statement_ms = int((wait_s + _SERVERS_GRACE_S / 2) * 1000)
     defaults = {
         "application_name": "simclr",
-        "connect_timeout": 5,
+        "connect_timeout": int(answer_s) + 1,
         "tcp_user_timeout": 15_000,  # ms: a server that vanished without a word
-        "options": f"-c statement_timeout=15s -c lock_timeout={int(wait_s * 1000)}ms",
+        "options": f"-c statement_timeout={statement_ms}ms -c lock_timeout={int(wait_s * 1000)}ms",
     }
-    return create_engine(
+    engine = create_engine(
         url,
         pool_size=_POSTGRESQL_CONNECTIONS,
         max_overflow=0,
@@ -166,3 +174,5 @@ def _postgresql_engine(url: URL, *, wait_s: float) -> Engine:
         pool_pre_ping=True,
         connect_args={name: value for name, value in defaults.items() if name not in url.query},
     )
+    limit_silence(engine, answer_s)
+    return engine

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
+import psutil
 import psycopg
 
 __all__ = ["PostgresServer", "binaries", "dump_database", "fresh_database", "restore_database"]
@@ -33,7 +34,7 @@ def binaries() -> Path:
 
 
 class PostgresServer:
-    """A server that lives as long as the `with` block; `stop` and `start` in it make an outage."""
+    """A server that lives as long as the `with` block; `stop` and `start` in it, or `frozen`, make an outage."""
 
     def __init__(self) -> None:
         self._binaries = binaries()
@@ -99,6 +100,22 @@ class PostgresServer:
             self._process.send_signal(signal.SIGINT)  # a fast shutdown
             self._process.wait(DEADLINE_S)
             self._process = None
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Suspend every process of the server for the `with` block: it takes connections and never answers."""
+        assert self._process is not None
+        # Not killpg: each backend leads a session of its own. The postmaster first, or it makes more.
+        processes = [postmaster := psutil.Process(self._process.pid)]
+        postmaster.suspend()
+        processes += postmaster.children(recursive=True)
+        for process in processes[1:]:
+            process.suspend()
+        try:
+            yield
+        finally:
+            for process in reversed(processes):
+                process.resume()
 
 
 @contextmanager
