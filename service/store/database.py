@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
+import time
 from collections.abc import Callable
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
@@ -31,6 +33,8 @@ _SQLITE_PRAGMAS: Final = (
     "journal_size_limit=67108864",
 )
 _SQLITE_FILE: Final = ("auto_vacuum=INCREMENTAL",)  # heard only before the first table is made
+_UPGRADES_WAIT_S: Final = 5.0
+_BETWEEN_TRIES_S: Final = 0.01
 _READERS: Final = 4
 _POSTGRESQL_CONNECTIONS: Final = 20
 _SERVERS_GRACE_S: Final = 1.0  # a server that lives gives up in half of it, and says so
@@ -108,7 +112,7 @@ def blocking_engine(address: str) -> Engine:
     if url.get_backend_name() != "sqlite":
         return create_engine(url, poolclass=NullPool, connect_args={"connect_timeout": 5})
     engine = create_engine(url, poolclass=NullPool)
-    _begin_explicitly(engine, begin="BEGIN IMMEDIATE", pragmas=_SQLITE_FILE)
+    _begin_explicitly(engine, begin="BEGIN IMMEDIATE", pragmas=_SQLITE_FILE, wait_s=_UPGRADES_WAIT_S)
     return engine
 
 
@@ -132,11 +136,11 @@ def _sqlite_engine(url: URL, *, wait_s: float, begin: str, num_connections: int)
     engine = create_engine(
         url, pool_size=num_connections, max_overflow=0, pool_timeout=wait_s, connect_args={"timeout": wait_s}
     )
-    _begin_explicitly(engine, begin=begin, pragmas=_SQLITE_PRAGMAS)
+    _begin_explicitly(engine, begin=begin, pragmas=_SQLITE_PRAGMAS, wait_s=wait_s)
     return engine
 
 
-def _begin_explicitly(engine: Engine, *, begin: str, pragmas: tuple[str, ...]) -> None:
+def _begin_explicitly(engine: Engine, *, begin: str, pragmas: tuple[str, ...], wait_s: float) -> None:
     """Let `begin` alone open transactions: the driver's own come late and never cover DDL."""
 
     @event.listens_for(engine, "connect")
@@ -145,7 +149,7 @@ def _begin_explicitly(engine: Engine, *, begin: str, pragmas: tuple[str, ...]) -
         try:
             cursor = connection.cursor()
             for pragma in pragmas:
-                cursor.execute(f"PRAGMA {pragma}")
+                _set(cursor, pragma, until_s=time.monotonic() + wait_s)
             cursor.close()
         except BaseException:
             connection.close()  # nobody else will
@@ -154,6 +158,19 @@ def _begin_explicitly(engine: Engine, *, begin: str, pragmas: tuple[str, ...]) -
     @event.listens_for(engine, "begin")
     def _begin(connection: Any) -> None:
         connection.exec_driver_sql(begin)
+
+
+def _set(cursor: Any, pragma: str, *, until_s: float) -> None:
+    """Set one pragma. SQLite waits for no lock on the way into WAL mode: of the first connections all but one fail."""
+    while True:
+        try:
+            cursor.execute(f"PRAGMA {pragma}")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > until_s:
+                raise
+            time.sleep(_BETWEEN_TRIES_S)  # in a connection's own thread
+        else:
+            return
 
 
 def _postgresql_engine(url: URL, *, wait_s: float, answer_s: float) -> Engine:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -125,6 +126,25 @@ def test_commits_are_synced_to_disk_in_a_log_beside_the_file(address: str) -> No
         return journal, connection.execute(text("PRAGMA synchronous")).scalar_one()
 
     assert used(address, lambda database: database.write(pragmas)) == ("wal", 2)
+
+
+def test_who_comes_first_waits_for_others_on_the_way_into_the_log(address: str) -> None:
+    path = address.removeprefix("sqlite:///")
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("PRAGMA journal_mode=DELETE")  # as a backup leaves it, and a first upgrade
+    other.execute("BEGIN IMMEDIATE")
+    other.execute("INSERT INTO parents VALUES ('b')")
+
+    async def use(database: Database) -> int:
+        writing = asyncio.create_task(database.write(insert, "a"))
+        await asyncio.wait([writing], timeout=0.2)
+        assert not writing.done()
+        other.execute("COMMIT")
+        other.close()
+        await writing
+        return await count(database)
+
+    assert used(address, use, wait_s=10) == 2
 
 
 def test_writers_queue_where_others_would_find_the_file_locked(address: str) -> None:

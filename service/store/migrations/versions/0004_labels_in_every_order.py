@@ -6,7 +6,7 @@ where a service of an older version, which knows nothing of them, still serves m
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import sqlalchemy as sa
 from alembic import op
@@ -17,7 +17,7 @@ branch_labels = None
 depends_on = None
 
 WORDS: Final = sa.String().with_variant(sa.String(collation="C"), "postgresql")
-COLUMNS: Final = {"owner": WORDS, "name": WORDS, "priority": sa.Integer}
+COLUMNS: Final[dict[str, Any]] = {"owner": WORDS, "name": WORDS, "priority": sa.Integer}
 ORDERS: Final = ("created_at", "name", "priority")
 BEFORE: Final = "ix_experiment_labels_walk"
 
