@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 import sys
 
@@ -57,8 +58,15 @@ async def _serve(settings: Settings) -> int:
         server_header=False,
     )
     server = _Server(config, feed=app.state.services.feed)
+    _keep_for_good()
     await server.serve()
     return 0 if server.started else 1
+
+
+def _keep_for_good() -> None:
+    """Spare the garbage collector all that was loaded: going through it took 42 ms in which nobody is answered."""
+    gc.collect()
+    gc.freeze()
 
 
 class _Server(uvicorn.Server):

@@ -2,7 +2,7 @@
 
 A stream keeps its own place in the log and reads from there when woken, so nothing is queued for
 it here, a slow one costs no memory, and a quiet one no query. Those woken at one place together
-share one reading.
+share one reading, and its bytes.
 """
 
 from __future__ import annotations
@@ -10,23 +10,34 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from typing import Final
 
 import structlog
 
 from service.edge.problems import Problem
+from service.edge.server_sent import server_sent
 from service.errors import StoreUnavailable
 from service.experiment import TERMINAL
 from service.ports import EVENTS_AT_ONCE, Event, ExperimentRecord, Store
 
-__all__ = ["EventFeed", "News"]
+__all__ = ["EventFeed", "News", "Told"]
 
 POLL_INTERVAL_S: Final = 0.25
 MAX_STREAMS: Final = 512  # each holds a socket; past this, watchers are asked to come back
 
-Reading = tuple[ExperimentRecord, Sequence[Event]]
-
 log = structlog.get_logger("service.events")
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """An event as all streams send it."""
+
+    sequence: int
+    text: bytes
+
+
+Reading = tuple[ExperimentRecord, Sequence[Told]]
 
 
 class News:
@@ -107,7 +118,7 @@ class EventFeed:
         events = await self._store.events(after=after, experiment_id=experiment_id, limit=EVENTS_AT_ONCE)
         if record.state not in TERMINAL and any(event.data.get("state") in TERMINAL for event in events):
             record = await self._store.get(experiment_id)  # it ended between the two
-        return record, events
+        return record, [Told(event.sequence, _text(event)) for event in events]
 
     def _forget(self, key: tuple[str, int, int], reading: asyncio.Future[Reading]) -> None:
         del self._readings[key]
@@ -156,6 +167,11 @@ class EventFeed:
     def _ring_all(self) -> None:
         for experiment_id in self._watchers:
             self.ring(experiment_id)
+
+
+def _text(event: Event) -> bytes:
+    data = {"sequence": event.sequence, "experiment_id": event.experiment_id, "at": event.at.isoformat(), **event.data}
+    return server_sent(event.type, data, sequence=event.sequence)
 
 
 async def _first(*events: asyncio.Event) -> None:

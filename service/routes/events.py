@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Annotated
 
-from fastapi import Depends, Header, Query, Request
-from fastapi.sse import EventSourceResponse, ServerSentEvent
+from fastapi import Depends, Header, Query, Request, Response
 
 from service.edge.auth import needs
 from service.edge.deps import OwnedExperiment, Services, ServicesDep, api_router
 from service.edge.problems import Problem, responses
+from service.edge.server_sent import EVENT_STREAM, EventStream
 from service.errors import ClusterUnavailable
 from service.experiment import submission_id
 from service.ports import EVENTS_AT_ONCE, Event, ExperimentRecord, Role
@@ -52,8 +51,8 @@ async def _live_numbers(request: Request) -> LiveNumbersFeed:
     "/experiments/{experiment_id}/events",
     operation_id="streamEvents",
     summary="Follow an experiment",
-    response_class=EventSourceResponse,
-    responses=responses(404),
+    response_class=Response,
+    responses={**responses(404), 200: {"content": EVENT_STREAM}},
     dependencies=[Depends(_room)],
     openapi_extra=needs(Role.VIEWER),
 )
@@ -62,10 +61,9 @@ async def stream(
     services: ServicesDep,
     live_numbers: Annotated[LiveNumbersFeed, Depends(_live_numbers)],
     after: Annotated[int, Depends(_last_event_id)],
-) -> AsyncIterator[ServerSentEvent]:
+) -> EventStream:
     """Stream state, trial, condition, metric, log and heartbeat events until the experiment has ended."""
-    async for event in event_stream(record, services, live_numbers, after=after):
-        yield event
+    return EventStream(event_stream(record, services, live_numbers, after=after))
 
 
 @router.get(

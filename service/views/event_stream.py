@@ -9,16 +9,17 @@ the terminal state, or with the service.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+import random
+from collections.abc import AsyncGenerator, Sequence
+from functools import cache
 from typing import Final
 
-from fastapi.sse import ServerSentEvent
-
 from service.edge.deps import Services
-from service.edge.event_feed import News
+from service.edge.event_feed import News, Told
+from service.edge.server_sent import comment, server_sent
 from service.errors import ExperimentNotFound, StoreUnavailable
-from service.experiment import TERMINAL
-from service.ports import EVENTS_AT_ONCE, Event, ExperimentRecord
+from service.experiment import TERMINAL, State
+from service.ports import EVENTS_AT_ONCE, ExperimentRecord
 from service.views.live_numbers import LiveNumbersFeed
 
 __all__ = ["HEARTBEAT_S", "event_stream"]
@@ -30,13 +31,15 @@ RECONNECT_MS: Final = 1000
 
 async def event_stream(
     record: ExperimentRecord, services: Services, live_numbers: LiveNumbersFeed, *, after: int
-) -> AsyncIterator[ServerSentEvent]:
+) -> AsyncGenerator[bytes]:
     """Yield the events behind sequence `after` and everything that follows, until the experiment ends."""
-    yield ServerSentEvent(comment="stream of " + record.id, retry=RECONNECT_MS)
+    yield comment("stream of " + record.id, retry_ms=RECONNECT_MS)
+    # From the first one on streams that were opened together have their heartbeats apart.
+    beat_s = _now_s() + HEARTBEAT_S * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
     async with services.feed.subscribe(record.id) as news, live_numbers.follow(record, news) as numbers:
         place = numbers.place
         while not services.feed.is_closed:
-            events: Sequence[Event] = ()
+            events: Sequence[Told] = ()
             if news.take():
                 try:
                     record, events = await _read(record, services, news, after=after)
@@ -44,21 +47,29 @@ async def event_stream(
                     return  # deleted while it was watched
             if record.state in TERMINAL and events:
                 await numbers.complete(record)  # the last numbers come before the state that ends the stream
-            for sse in numbers.behind(place):
-                yield sse
+            if text := b"".join([*numbers.behind(place), *(event.text for event in events)]):
+                yield text
             place = numbers.place
-            for event in events:
-                after = event.sequence
-                yield _told(event)
+            after = events[-1].sequence if events else after
             if record.state in TERMINAL and not news.has_events:
                 return
-            if not await news.wait(HEARTBEAT_S):
-                yield ServerSentEvent(event="heartbeat", data={"state": record.state.value})
+            if not await news.wait(max(0.0, beat_s - _now_s())):
+                yield _beat(record.state)
+                beat_s = max(beat_s + HEARTBEAT_S, _now_s())
+
+
+def _now_s() -> float:
+    return asyncio.get_running_loop().time()
+
+
+@cache
+def _beat(state: State) -> bytes:
+    return server_sent("heartbeat", {"state": state.value})
 
 
 async def _read(
     record: ExperimentRecord, services: Services, news: News, *, after: int
-) -> tuple[ExperimentRecord, Sequence[Event]]:
+) -> tuple[ExperimentRecord, Sequence[Told]]:
     """Return the experiment and its events behind `after`; where more are due, `news` says so."""
     try:
         record, events = await services.feed.read(record.id, after=after)
@@ -69,8 +80,3 @@ async def _read(
     if len(events) == EVENTS_AT_ONCE:
         news.ring(has_events=True)
     return record, events
-
-
-def _told(event: Event) -> ServerSentEvent:
-    data = {"sequence": event.sequence, "experiment_id": event.experiment_id, "at": event.at.isoformat(), **event.data}
-    return ServerSentEvent(event=event.type, id=str(event.sequence), data=data)

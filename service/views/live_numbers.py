@@ -11,12 +11,12 @@ import time
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from itertools import islice
 from typing import Any, Final
-
-from fastapi.sse import ServerSentEvent
 
 from service.edge.deps import Services
 from service.edge.event_feed import News
+from service.edge.server_sent import server_sent
 from service.errors import ExperimentNotFound, Unavailable
 from service.experiment import TrialState, submission_id
 from service.ports import ExperimentRecord
@@ -25,6 +25,7 @@ from service.views.trials_view import finite, read_trials
 __all__ = ["LiveNumbers", "LiveNumbersFeed"]
 
 MIN_INTERVAL_S: Final = 1.0
+MAX_INTERVAL_S: Final = 3.0  # where nothing new comes; a point shall be seen within 5 s
 LOAD_SHARE: Final = 0.2  # of one reader's time that may go to asking
 MAX_READERS_ASKING: Final = 4  # at once, for all experiments
 MAX_TRIALS: Final = 16  # followed at once
@@ -67,7 +68,7 @@ class LiveNumbers:
         self._services = services
         self._turns = turns
         self._skips_history = record.attempt > 0
-        self._found: deque[ServerSentEvent] = deque(maxlen=MOST_KEPT)
+        self._found: deque[bytes] = deque(maxlen=MOST_KEPT)
         self._last_steps: dict[tuple[str, str], int] = {}  # (trial, metric) -> last step told
         self._finished: set[str] = set()
         self._log_place: dict[int, int] = {}  # attempt -> lines told
@@ -75,10 +76,10 @@ class LiveNumbers:
         self._is_complete = False
         self._task = asyncio.create_task(self._run())
 
-    def behind(self, place: int) -> list[ServerSentEvent]:
+    def behind(self, place: int) -> list[bytes]:
         """Return what was found behind `place`."""
         num_new = min(self.place - place, len(self._found))
-        return list(self._found)[len(self._found) - num_new :]
+        return list(islice(self._found, len(self._found) - num_new, None)) if num_new else []
 
     async def complete(self, record: ExperimentRecord) -> None:
         """Ask once more for an experiment that has ended; it has nothing new after that."""
@@ -93,9 +94,10 @@ class LiveNumbers:
         await asyncio.gather(self._task, return_exceptions=True)
 
     async def _run(self) -> None:
-        """Ask at most every MIN_INTERVAL_S, and less often where asking is slow."""
+        """Ask at most every MIN_INTERVAL_S, and less often where asking is slow or finds nothing."""
+        interval_s = MIN_INTERVAL_S
         while not self._is_complete:
-            started_s = time.monotonic()
+            started_s, place = time.monotonic(), self.place
             async with self._is_asking, self._turns:
                 try:
                     await self._ask(await self._services.store.get(self._id))
@@ -104,7 +106,8 @@ class LiveNumbers:
                 except ExperimentNotFound:  # another service has deleted it, which no event tells
                     self._ring(has_events=True)
             took_s = time.monotonic() - started_s
-            await asyncio.sleep(max(MIN_INTERVAL_S, took_s / LOAD_SHARE))
+            interval_s = MIN_INTERVAL_S if self.place > place else min(2 * interval_s, MAX_INTERVAL_S)
+            await asyncio.sleep(max(interval_s, took_s / LOAD_SHARE))
 
     async def _ask(self, record: ExperimentRecord) -> None:
         if not record.attempt:
@@ -113,7 +116,7 @@ class LiveNumbers:
             with suppress(Unavailable):  # numbers wait in storage and come when their keeper is back
                 self._add(await read(record))
 
-    def _add(self, events: list[ServerSentEvent]) -> None:
+    def _add(self, events: list[bytes]) -> None:
         self._found.extend(events)
         self.place += len(events)
         if events:
@@ -123,10 +126,10 @@ class LiveNumbers:
         for news in self.watchers:
             news.ring(has_events=has_events)
 
-    async def _metrics(self, record: ExperimentRecord) -> list[ServerSentEvent]:
+    async def _metrics(self, record: ExperimentRecord) -> list[bytes]:
         trials = await read_trials(record, self._services)
         followed = [trial for trial in trials if trial.mlflow_run_id and trial.id not in self._finished]
-        events: list[ServerSentEvent] = []
+        events: list[bytes] = []
         for trial in followed[:MAX_TRIALS]:
             series = await self._services.tracking.metrics(str(trial.mlflow_run_id), sorted(trial.metrics))
             by_step: dict[int, dict[str, Any]] = defaultdict(dict)
@@ -143,14 +146,14 @@ class LiveNumbers:
         skips, self._skips_history = self._skips_history, False
         return [] if skips else events
 
-    async def _log(self, record: ExperimentRecord) -> list[ServerSentEvent]:
+    async def _log(self, record: ExperimentRecord) -> list[bytes]:
         text = await self._services.cluster.logs(submission_id(record.id, record.attempt))
         lines = text.splitlines()
         told = self._log_place.get(record.attempt, max(0, len(lines) - FIRST_LOG_LINES))
         self._log_place[record.attempt] = len(lines)
         fresh = lines[told:]
-        return [ServerSentEvent(event="log", data={"attempt": record.attempt, "lines": fresh})] if fresh else []
+        return [server_sent("log", {"attempt": record.attempt, "lines": fresh})] if fresh else []
 
 
-def _metric_event(trial_id: str, step: int, values: dict[str, float]) -> ServerSentEvent:
-    return ServerSentEvent(event="metric", data={"trial": trial_id, "step": step, "metrics": finite(values)})
+def _metric_event(trial_id: str, step: int, values: dict[str, float]) -> bytes:
+    return server_sent("metric", {"trial": trial_id, "step": step, "metrics": finite(values)})

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
-from service.edge.event_feed import EventFeed
+from service.edge.event_feed import EventFeed, News
 from service.edge.problems import Problem
 from service.errors import ExperimentNotFound
 from service.experiment import State
-from service.ports import Event
+from service.ports import Event, ExperimentRecord
 from service.views import event_stream as stream_module
 from tests.harness.http_app import HttpApp, assert_problem, events_of
 
@@ -105,11 +106,55 @@ async def test_a_quiet_stream_shows_that_it_lives(service: HttpApp, monkeypatch:
     state = service.app.state
     stream = stream_module.event_stream(record, state.services, state.live_numbers, after=0)
 
-    async for event in stream:
-        if event.event == "heartbeat":
-            assert event.data == {"state": "queued"}
-            state.services.feed.close()  # or it would go on
+    async for text in stream:
+        for kind, id_, data in events_of(text.decode()):
+            if kind == "heartbeat":
+                assert (id_, data) == (None, {"state": "queued"})
+                state.services.feed.close()  # or it would go on
     assert state.services.feed.num_streams == 0
+
+
+async def test_streams_that_were_opened_together_have_their_heartbeats_apart_and_in_time(
+    service: HttpApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream_module, "HEARTBEAT_S", 0.4)
+    created = await service.submit()
+    record, state = await service.store.get(created["id"]), service.app.state
+    opened_s, beats_s = time.monotonic(), []
+
+    async def listen() -> None:
+        stream = stream_module.event_stream(record, state.services, state.live_numbers, after=0)
+        async for text in stream:
+            if b"event: heartbeat" in text:
+                beats_s.append(time.monotonic() - opened_s)
+                break
+        await stream.aclose()
+
+    await asyncio.gather(*(listen() for _ in range(40)))
+
+    assert min(beats_s) > 0.19
+    assert max(beats_s) < 0.4 + 2.0  # a busy machine is late, not early
+    assert len({round(beat_s / 0.02) for beat_s in beats_s}) > 3
+
+
+async def test_an_experiment_that_has_nothing_new_is_asked_less_and_less_often(
+    service: HttpApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.views.live_numbers.MIN_INTERVAL_S", 0.02)
+    created = await service.submit()
+    record, live_numbers = await service.store.get(created["id"]), service.app.state.live_numbers
+    get, num_asked = service.store.get, 0
+
+    async def counted(experiment_id: str) -> ExperimentRecord:
+        nonlocal num_asked
+        num_asked += 1
+        return await get(experiment_id)
+
+    monkeypatch.setattr(service.store, "get", counted)
+    async with live_numbers.follow(record, News()):
+        await asyncio.sleep(0.6)
+
+    assert 1 <= num_asked <= 6  # at 0.02 s it would be thirty
 
 
 async def test_the_stream_of_a_deleted_experiment_ends(service: HttpApp) -> None:
@@ -156,6 +201,7 @@ async def test_those_who_read_from_one_place_share_a_reading_until_the_next_ring
 
     assert num_readings == 3
     assert [len(told) for _, told in answers] == [1, 1, 1, 1, 1, 0]
+    assert len({id(told[0].text) for _, told in answers[:3]}) == 1  # made into bytes once
     with pytest.raises(ExperimentNotFound):
         await feed.read("nobody", after=0)
 
