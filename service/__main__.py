@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from service.app import build
 from service.edge.auth import ensure_guarded
+from service.edge.connection import HttpConnection
 from service.edge.event_feed import EventFeed
 from service.edge.observability import configure_logging
 from service.embedded.processes import die_with_parent
@@ -21,7 +22,7 @@ from service.settings import Settings
 
 __all__ = ["main"]
 
-MAX_CONNECTIONS = 2048  # past these a client gets 503 at once instead of a place in a queue
+MAX_REQUESTS = 2048  # at once; past these a client gets 503 instead of a place in a queue
 KEEP_ALIVE_S = 15
 GRACE_S = 5  # for answers under way
 
@@ -52,7 +53,8 @@ async def _serve(settings: Settings) -> int:
         port=settings.port,
         log_config=None,
         access_log=False,
-        limit_concurrency=MAX_CONNECTIONS,
+        http=HttpConnection,
+        limit_concurrency=MAX_REQUESTS,
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=GRACE_S,
         server_header=False,

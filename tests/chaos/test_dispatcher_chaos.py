@@ -10,6 +10,7 @@ import contextlib
 import json
 import random
 import shutil
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from service.dispatch.settlement import run_status
 from service.errors import StaleState
 from service.experiment import NON_TERMINAL, TERMINAL, TRANSITIONS, State, Verb, submission_id, verb_target
 from service.store import migrations
+from tests.conformance.postgres import PostgresServer
 from tests.fakes.cluster import Fate
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.crash import Crash
@@ -38,10 +40,35 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture(scope="module")
-def database_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("store") / "template.db"
     migrations.upgrade(f"sqlite:///{path}")
     return path
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[PostgresServer]:
+    with PostgresServer() as server:
+        migrations.upgrade(server.address())
+        yield server
+
+
+MakeDatabase = Callable[[Path], str]
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
+def empty_database(request: pytest.FixtureRequest) -> MakeDatabase:
+    """Return what gives the address of a database with nothing in it, for a life in a folder."""
+    if request.param == "sqlite":
+        template = request.getfixturevalue("sqlite_template")
+        return lambda home: f"sqlite:///{shutil.copy(template, home / 'simclr.db')}"
+    server: PostgresServer = request.getfixturevalue("server")
+
+    def truncated(_: Path) -> str:
+        server.execute("TRUNCATE experiments, experiment_labels, events, idempotency_keys, tokens")
+        return server.address()
+
+    return truncated
 
 
 class Story:
@@ -144,11 +171,10 @@ def completion(plane: ControlPlane, experiment_id: str) -> str | None:
         return None
 
 
-async def live_and_check(tmp_path: Path, database_template: Path, seed: int) -> int:
+async def live_and_check(tmp_path: Path, empty_database: MakeDatabase, seed: int) -> int:
     home = tmp_path / str(seed)
     home.mkdir()
-    shutil.copyfile(database_template, home / "simclr.db")
-    plane = ControlPlane(database=home / "simclr.db", home=home)
+    plane = ControlPlane(database=empty_database(home), home=home)
     story = Story(plane, seed)
     try:
         await story.live()
@@ -161,15 +187,15 @@ async def live_and_check(tmp_path: Path, database_template: Path, seed: int) -> 
 
 @pytest.mark.parametrize("seed", range(1, 4))
 async def test_a_control_plane_survives_its_death_at_any_call(
-    tmp_path: Path, database_template: Path, seed: int
+    tmp_path: Path, empty_database: MakeDatabase, seed: int
 ) -> None:
-    assert await live_and_check(tmp_path, database_template, seed) > 0
+    assert await live_and_check(tmp_path, empty_database, seed) > 0
 
 
 @pytest.mark.slow
-async def test_a_control_plane_survives_a_hundred_deaths(tmp_path: Path, database_template: Path) -> None:
+async def test_a_control_plane_survives_a_hundred_deaths(tmp_path: Path, empty_database: MakeDatabase) -> None:
     num_crashes = 0
     seed = 1000
     while num_crashes < 100:
-        num_crashes += await live_and_check(tmp_path, database_template, seed)
+        num_crashes += await live_and_check(tmp_path, empty_database, seed)
         seed += 1

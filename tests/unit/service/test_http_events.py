@@ -234,6 +234,22 @@ async def test_streams_past_the_limit_are_asked_to_come_back(service: HttpApp) -
     feed.ensure_room()
 
 
+async def test_a_stream_past_the_limit_is_refused_and_everything_else_is_served(
+    service: HttpApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    feed, url = service.app.state.services.feed, f"/experiments/{(await service.submit())['id']}"
+    monkeypatch.setattr(feed, "_max_streams", 1)
+    following = asyncio.create_task(service.http.get(f"{url}/events"))
+    await service.until_watched()
+
+    assert_problem(await service.http.get(f"{url}/events"), 429, "too_many_streams")
+
+    assert (await service.http.get(url)).status_code == 200
+    await service.submit()
+    feed.close()
+    assert (await asyncio.wait_for(following, 10)).status_code == 200
+
+
 async def test_streams_end_with_the_service(service: HttpApp) -> None:
     created = await service.submit()
     following = asyncio.create_task(service.http.get(f"/experiments/{created['id']}/events"))

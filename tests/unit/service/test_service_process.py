@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import socket
 import subprocess
 import sys
 import threading
@@ -31,6 +32,15 @@ def test_an_idle_service_is_small(tmp_path: Path) -> None:
     with service_process(tmp_path) as (url, process):
         assert httpx2.get(f"{url}/readyz").status_code == 503
         assert psutil.Process(process.pid).memory_info().rss < IDLE_BYTES
+
+
+def test_what_is_no_http_is_a_problem_like_every_other(tmp_path: Path) -> None:
+    with service_process(tmp_path) as (url, _), socket.create_connection(("127.0.0.1", httpx2.URL(url).port)) as raw:
+        raw.settimeout(20)
+        raw.sendall(b"no http at all\r\n\r\n")
+        answer = raw.makefile("rb").read()
+    assert answer.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    assert b"application/problem+json" in answer
 
 
 def test_spans_are_sent_where_the_standard_variables_say_and_carry_no_secret(tmp_path: Path) -> None:
