@@ -198,6 +198,8 @@ class AsyncClient:
                         async for event in source:
                             delivery = self._delivery()
                             last_event_id = event.id or last_event_id
+                            if not event.data:
+                                continue  # a comment, or the time to come back in: no event
                             yield event_of(event)
                             if event.event == "heartbeat" and is_over(await self.experiment(experiment_id)):
                                 return

@@ -101,7 +101,7 @@ def http_options(url: str, token: str | None, transport: Any) -> dict[str, Any]:
 
 def event_of(event: httpx2.ServerSentEvent) -> Event:
     """Return a server-sent event with its data read."""
-    return Event(type=event.event, id=event.id, data=event.json() if event.data else None)
+    return Event(type=event.event, id=event.id, data=event.json())
 
 
 def is_over(experiment: Experiment) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from service.errors import SettingsError
 from service.experiment import TRANSITIONS, State, submission_id
 from service.store import migrations
+from tests.conformance.postgres import PostgresServer
 from tests.fakes.control_plane import ControlPlane
 
 pytestmark = pytest.mark.anyio
@@ -23,10 +25,19 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-async def test_a_running_experiment_is_adopted_across_a_change_of_schema(tmp_path: Path) -> None:
-    address = f"sqlite:///{tmp_path / 'simclr.db'}"
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
+def address(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """Yield the address of a database with nothing in it."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'simclr.db'}"
+        return
+    with PostgresServer() as server:
+        yield server.address()
+
+
+async def test_a_running_experiment_is_adopted_across_a_change_of_schema(address: str, tmp_path: Path) -> None:
     migrations.upgrade(address, FIRST_REVISION)
-    plane = ControlPlane(database=tmp_path / "simclr.db", home=tmp_path)
+    plane = ControlPlane(database=address, home=tmp_path)
     try:
         old = plane.start_dispatcher("old")
         running, queued = await plane.submit(), await plane.submit(spec_digest="later")

@@ -1,6 +1,7 @@
 """The command line: what it sends, what it prints, and its exit codes, against a small server."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -109,6 +110,23 @@ def test_every_command_of_the_contract_is_there_and_speaks_json() -> None:
         result = simclr(*words, "--help")
         assert result.exit_code == 0, words
         assert "--json" in result.output, words
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"), [("repro", "reproduce"), ("token cre", "create"), ("submit --wa", "--wait")]
+)
+def test_a_shell_is_told_how_a_word_goes_on(typed: str, offered: str) -> None:
+    line = f"simclr {typed}"
+    environment = os.environ | {
+        "_SIMCLR_COMPLETE": "complete_bash",
+        "COMP_WORDS": line,
+        "COMP_CWORD": str(line.count(" ")),
+    }
+    code = "import sys; sys.argv[0] = 'simclr'; from service.cli.app import app; app(prog_name='simclr')"
+
+    told = subprocess.run([sys.executable, "-c", code], env=environment, check=False, capture_output=True, text=True)
+
+    assert offered in told.stdout.split(), told
 
 
 def test_submit_sends_the_document_of_a_file_or_of_standard_input(service: Service, document: str) -> None:

@@ -192,6 +192,14 @@ def test_watch_resumes_behind_the_last_event_and_ends_with_the_experiment(call: 
     assert script.requests[4].headers["Last-Event-ID"] == "4"
 
 
+def test_what_has_no_data_is_no_event(call: Caller) -> None:
+    beginning = ": stream of exp_1\nretry: 1000\n\n"  # as the service opens every stream
+    opened = httpx2.Response(200, text=beginning, headers={"Content-Type": "text/event-stream"})
+    script = Script(opened, httpx2.Response(200, json=SUCCEEDED))
+
+    assert call(script, "watch", "exp_1") == []
+
+
 def test_watch_of_what_is_not_there_is_refused(call: Caller) -> None:
     with pytest.raises(ClientError, match="no such experiment"):
         call(Script(problem(404, detail="no such experiment")), "watch", "exp_0")

@@ -35,6 +35,28 @@ async def test_pages_hold_every_experiment_once_newest_first(service: HttpApp) -
     assert seen == created[::-1]
 
 
+async def test_every_list_has_pages_and_the_default_is_fifty(service: HttpApp) -> None:
+    await asyncio.gather(*(service.submit() for _ in range(51)))
+    first = (await service.http.get("/experiments")).json()
+    assert (len(first["items"]), bool(first["next_page_token"])) == (50, True)
+    rest = (await service.http.get(f"/experiments?page_token={first['next_page_token']}")).json()
+    assert (len(rest["items"]), rest["next_page_token"]) == (1, "")
+
+    for path in ("/studies", "/datasets"):
+        names, token = [], ""
+        while True:
+            page = (await service.http.get(f"{path}?page_size=1&page_token={token}")).json()
+            assert len(page["items"]) == 1
+            names.append(page["items"][0]["name"])
+            token = page["next_page_token"]
+            if not token:
+                break
+        assert names == [item["name"] for item in (await service.http.get(path)).json()["items"]]
+        assert len(names) > 1
+    foreign = (await service.http.get("/studies?page_size=1")).json()["next_page_token"]
+    assert_problem(await service.http.get(f"/datasets?page_size=1&page_token={foreign}"), 400, "page_token_invalid")
+
+
 async def test_filters_are_conjunctive(service: HttpApp) -> None:
     await service.submit({**pretrain_body(), "name": "a", "labels": {"team": "vision", "x": "1"}})
     await service.submit({**pretrain_body(), "name": "b", "labels": {"team": "vision"}, "priority": 5})
@@ -352,5 +374,9 @@ async def test_catalogues_answer_with_names_and_descriptions(service: HttpApp) -
     assert all(item["description"] for item in datasets)
     assert (await service.http.get("/datasets/shapes")).json()["num_train"] == 240
     assert_problem(await service.http.get("/datasets/nope"), 404)
-    assert (await service.http.get("/studies")).status_code == 200
+    studies = (await service.http.get("/studies")).json()["items"]
+    assert {"temperature", "batch-size-epochs"} <= {item["name"] for item in studies}
+    assert all(item["description"] for item in studies)
+    shown = (await service.http.get("/studies/temperature")).json()
+    assert shown == next(item for item in studies if item["name"] == "temperature")
     assert_problem(await service.http.get("/studies/nope"), 404)

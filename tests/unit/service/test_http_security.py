@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from service.errors import SettingsError
 from service.ports import ExperimentRecord, Role
 from service.settings import Settings
 from tests.harness.http_app import START, HttpApp, assert_problem, http_app, pretrain_body
+from trainer.context import experiment_key
 
 pytestmark = pytest.mark.anyio
 
@@ -233,6 +235,24 @@ async def test_a_failing_route_gives_a_request_id_and_no_trace(service: HttpApp)
     assert answer.json()["request_id"] == answer.headers["x-request-id"] == "abc-1"
     assert "secret" not in answer.text
     assert "RuntimeError" not in answer.text
+
+
+async def test_what_a_request_logs_names_it_and_its_experiment(
+    service: HttpApp, capsys: pytest.CaptureFixture[str]
+) -> None:
+    created = await service.submit()
+    await service.run(created["id"])
+    service.blobs.write(experiment_key(created["id"], "trials.json"), b"no JSON")
+
+    for request_id in ("abc-2", "abc-3"):
+        await service.http.get(f"/experiments/{created['id']}/trials", headers={"X-Request-ID": request_id})
+
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    told = [line for line in lines if line["event"] == "blob_unreadable"]
+    assert [(line["request_id"], line["experiment_id"]) for line in told] == [
+        ("abc-2", created["id"]),
+        ("abc-3", created["id"]),
+    ]
 
 
 async def test_a_request_id_that_is_no_word_is_replaced(service: HttpApp) -> None:

@@ -16,7 +16,10 @@ from tests.harness.http_app import HttpApp, assert_problem, http_app, pointers, 
 
 pytestmark = pytest.mark.anyio
 
-RUN_WORDS = ("runtime_env", "env_vars", "pip", "entrypoint", "storage_path", "tracking_uri", "callbacks")
+RUN_WORDS = (
+    *("runtime_env", "env_vars", "pip", "entrypoint", "storage_path", "tracking_uri", "artifact_location"),
+    *("callbacks", "import_path", "os.system"),
+)
 
 
 async def test_the_pretrain_example_of_the_contract_is_accepted(service: HttpApp) -> None:
