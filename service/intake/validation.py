@@ -193,7 +193,8 @@ def _resolve(root: dict[str, Any], node: dict[str, Any], value: Any) -> dict[str
         return node
     mapping = node.get("discriminator", {})
     if mapping and isinstance(value, dict):
-        target = mapping["mapping"].get(value.get(mapping["propertyName"]))
+        named = value.get(mapping["propertyName"])
+        target = mapping["mapping"].get(named) if isinstance(named, str) else None  # a list is no key of a mapping
         return _resolve(root, {"$ref": target}, value) if target else {"enum": sorted(mapping["mapping"])}
     resolved = [_resolve(root, branch, value) for branch in branches]
     kinds = {"object": dict, "array": list}

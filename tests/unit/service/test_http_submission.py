@@ -109,6 +109,8 @@ async def test_a_judgement_that_rests_on_a_wrong_field_is_left_out(service: Http
         ({"limits": {"max_images": 10}}, "/spec/limits/max_images"),
         ({"views": {"operations": [{"op": "crop_resize", "p": 2}]}}, "/spec/views/operations/0/p"),
         ({"views": {"operations": [{"op": "explode"}]}}, "/spec/views/operations/0"),
+        ({"views": {"operations": [{"op": ["crop_resize"]}]}}, "/spec/views/operations/0"),
+        ({"views": {"operations": [{"op": {}}]}}, "/spec/views/operations/0"),
         ({"encoder": {"name": "vgg"}}, "/spec/encoder/name"),
     ],
 )
