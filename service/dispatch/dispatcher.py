@@ -114,6 +114,8 @@ class Dispatcher:
                 await self.step()
             except StoreUnavailable as error:
                 log.warning("dispatcher_waits_for_database", error=error.message)
+                if self._metrics is not None:
+                    self._metrics.count_outage(error.code)
             except Exception:
                 log.exception("dispatcher_step_failed")  # a bug must not end the loop that all experiments rest on
             await _first_of(stop, self._wakes, timeout_s=PERIOD_S)

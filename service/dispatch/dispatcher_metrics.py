@@ -44,7 +44,7 @@ class DispatcherMetrics:
         self._step.observe(duration_s)
         self._errors.inc(len(report.errors))
         for code in report.outages:
-            self._outages.labels(code).inc()
+            self.count_outage(code)
         new_at = {record.id: record.created_at for record in records if record.attempt == 0}
         for move in report.moves:
             if move.target in TERMINAL:
@@ -53,3 +53,7 @@ class DispatcherMetrics:
                 self._attempts.labels("start" if move.target is State.STARTING else "recovery").inc()
             if move.target is State.STARTING and move.experiment_id in new_at:
                 self._queue_wait.observe((now - new_at[move.experiment_id]).total_seconds())
+
+    def count_outage(self, code: str) -> None:
+        """Record that a part did not answer; a step that the database keeps from its end is told of here alone."""
+        self._outages.labels(code).inc()
