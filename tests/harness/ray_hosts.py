@@ -6,6 +6,7 @@ Each host has the data sets on its own disk: what two of them share is the stora
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import secrets
 import shutil
@@ -164,7 +165,10 @@ class RayHosts:
 
     def listing(self, what: str) -> list[dict[str, Any]]:
         """Return `nodes`, `actors`, `placement_groups`, ... as the state API lists them."""
-        header = {"Authorization": f"Bearer {self.token}"}
-        answer = httpx2.get(f"{self.dashboard}/api/v0/{what}", headers=header, timeout=10, trust_env=False)
-        rows: list[dict[str, Any]] = answer.raise_for_status().json()["data"]["result"]["result"]
+        rows: list[dict[str, Any]] = json.loads(self.told(f"/api/v0/{what}"))["data"]["result"]["result"]
         return rows
+
+    def told(self, path: str) -> str:
+        """Return what the dashboard answers at a path to whoever has the token."""
+        header = {"Authorization": f"Bearer {self.token}"}
+        return httpx2.get(self.dashboard + path, headers=header, timeout=10, trust_env=False).raise_for_status().text

@@ -25,6 +25,8 @@ from service.store import migrations
 from tests.conformance.postgres import PostgresServer, dump_database, restore_database
 from tests.conftest import TRACKING_PASSWORD, TRACKING_USER, RunningStack, free_port
 from tests.harness.experiments import SHORT, STEPS_PER_EPOCH, finish, losses, submit, wait_until
+from tests.harness.image_health import health_check
+from tests.harness.image_packages import REFUSE, not_in_image
 from tests.harness.object_store import ObjectStore
 from tests.harness.replicas import Replica
 from trainer.context import JobDocument
@@ -80,6 +82,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
             "MLFLOW_AUTH_CONFIG_PATH": str(folder / "basic_auth.ini"),
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # as the image says
         }
+        (folder / "sitecustomize.py").write_text(REFUSE.format(modules=not_in_image("mlflow.in")))
+        environment["PYTHONPATH"] = str(folder)  # its processes find no other package than the image has
         strange = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_TRACKING")}
         running = Server(port, folder / "log", postgres, bucket)
         command = [sys.executable, "-m", *command_of_the_image(port)]
@@ -121,6 +125,12 @@ def is_up(server: Server, process: subprocess.Popen[bytes]) -> bool:
 def test_who_has_no_password_or_a_wrong_one_is_shown_nothing(server: Server, path: str) -> None:
     assert httpx2.get(server.url + path, timeout=30).status_code == 401
     assert httpx2.get(server.url + path, auth=(TRACKING_USER, "a wrong password"), timeout=30).status_code == 401
+
+
+def test_the_image_s_health_check_passes_without_a_password_while_the_server_answers(server: Server) -> None:
+    subprocess.run(health_check("mlflow", port=server.port), check=True, env={}, timeout=30)
+    nobody = subprocess.run(health_check("mlflow", port=free_port()), check=False, env={}, timeout=30)
+    assert nobody.returncode != 0
 
 
 @pytest.fixture(scope="module")

@@ -103,3 +103,15 @@ def test_head_and_workers_are_one_image(document: dict[str, Any]) -> None:
     services = document["services"]
     assert services["ray-head"]["image"] == services["ray-worker"]["image"]
     assert services["ray-head"]["build"] == services["ray-worker"]["build"]
+
+
+def test_with_gpus_one_worker_has_them_all_and_the_image_that_can_use_them() -> None:
+    result = config(COMBINATIONS[1], SECRETS, "--format", "json")
+    services = json.loads(result.stdout)["services"]
+    deploy = services["ray-worker"]["deploy"]
+    assert deploy["replicas"] == 1
+    (device,) = deploy["resources"]["reservations"]["devices"]
+    assert (device["driver"], device["count"], device["capabilities"]) == ("nvidia", -1, ["gpu"])
+    assert services["ray-worker"]["build"]["args"]["TORCH_VARIANT"] == "cuda"
+    assert services["ray-worker"]["image"].endswith("-cuda")
+    assert "deploy" not in services["ray-head"]

@@ -1,15 +1,15 @@
 """The Dockerfile: linted, and its service image holds what the service imports and nothing heavy."""
 
-import json
 import re
 import subprocess
 import sys
-from importlib.metadata import distribution, packages_distributions
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from tests.harness.image_packages import REFUSE, closure, listed, not_in_image
 
 ROOT = Path(__file__).parents[3]
 DOCKER = ROOT / "docker"
@@ -17,18 +17,8 @@ HEAVY = {"torch", "torchvision", "ray", "mlflow", "optuna", "matplotlib"}
 
 # Serves, in a process where only the packages of the image can be imported, what reaches furthest.
 SERVE = """
-import asyncio, importlib, json, pkgutil, sys, tempfile
-from importlib.abc import MetaPathFinder
+import asyncio, importlib, pkgutil, tempfile
 from pathlib import Path
-
-refused = set(json.loads(sys.argv[1]))
-
-class Refuse(MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in refused:
-            raise ModuleNotFoundError(f"not in the image: {name}", name=name)
-
-sys.meta_path.insert(0, Refuse())
 
 import service
 SCRIPTS = ("service.cli.__main__", "service.store.migrations.env")  # run, not imported: both are run below
@@ -77,27 +67,6 @@ print("served")
 """
 
 
-def closure(requirements: list[str]) -> set[str]:
-    """Return the names of everything that these requirements install here."""
-    found: set[tuple[str, str]] = set()
-    pending = [Requirement(line) for line in requirements]
-    while pending:
-        requirement = pending.pop()
-        for extra in ("", *requirement.extras):
-            key = (canonicalize_name(requirement.name), extra)
-            if key in found:
-                continue
-            found.add(key)
-            needs = map(Requirement, distribution(key[0]).requires or ())
-            pending += [need for need in needs if need.marker is None or need.marker.evaluate({"extra": extra})]
-    return {name for name, _ in found}
-
-
-def listed(name: str) -> list[str]:
-    """Return the requirements of a list, without its comments."""
-    return [line for line in (DOCKER / name).read_text().splitlines() if line and not line.startswith("#")]
-
-
 def locked() -> dict[str, str]:
     """Return name and version of each entry of the lock."""
     text = (ROOT / "requirements.lock").read_text()
@@ -112,11 +81,9 @@ def test_hadolint_finds_nothing() -> None:
 
 @pytest.mark.slow
 def test_the_service_runs_on_its_image_s_packages_alone() -> None:
-    allowed = closure(listed("service.in")) | {"simclr-service"}
-    homes = packages_distributions().items()
-    refused = [top for top, names in homes if not {canonicalize_name(name) for name in names} & allowed]
+    refused = not_in_image("service.in", "simclr-service")
     assert set(refused) >= HEAVY
-    code = [sys.executable, "-c", SERVE, json.dumps(refused)]
+    code = [sys.executable, "-c", REFUSE.format(modules=refused) + SERVE]
     result = subprocess.run(code, capture_output=True, text=True, check=False, cwd=ROOT, timeout=120)
     assert result.returncode == 0, result.stderr[-3000:]
     assert result.stdout.endswith("served\n")

@@ -19,6 +19,20 @@ BUILDS = ("cpu", "gpu")
 KUBERNETES = "1.33"
 CUSTOM = {"RayCluster"}  # a custom resource: Kubernetes' own schemas do not have it
 SECRETS = {"simclr-service", "simclr-objectstore", "simclr-ray", "simclr-mlflow", "simclr-gcs-store"}
+# Of the API reference of KubeRay 1.6, where it has no schema of Kubernetes' own.
+_OF_A_GROUP = {"rayStartParams", "template", "resources", "labels"}
+KUBERAY = {
+    "spec": {
+        *("rayVersion", "headGroupSpec", "workerGroupSpecs", "authOptions", "gcsFaultToleranceOptions", "suspend"),
+        *("enableInTreeAutoscaling", "autoscalerOptions", "headServiceAnnotations", "managedBy", "upgradeStrategy"),
+    },
+    "authOptions": {"mode", "secretName", "enableK8sTokenAuth"},
+    "gcsFaultToleranceOptions": {"redisAddress", "redisUsername", "redisPassword", "externalStorageNamespace"},
+    "headGroupSpec": _OF_A_GROUP | {"serviceType", "headService", "enableIngress"},
+    "workerGroupSpecs": _OF_A_GROUP
+    | {"groupName", "replicas", "minReplicas", "maxReplicas", "numOfHosts", "scaleStrategy", "idleTimeoutSeconds"}
+    | {"suspend"},
+}
 
 Document = dict[str, Any]
 
@@ -82,6 +96,40 @@ def test_every_document_fits_its_schema(documents: list[Document]) -> None:
     assert len(known) == len(documents) - 1
     for each in known:
         kubernetes_validate.validate(each, KUBERNETES, strict=True)
+
+
+def test_ray_s_cluster_has_fields_that_kuberay_knows_and_pods_that_fit_their_schema(documents: list[Document]) -> None:
+    (cluster,) = of_kind(documents, "RayCluster")
+    spec = cluster["spec"]
+    groups = [
+        ("headGroupSpec", spec["headGroupSpec"]),
+        *(("workerGroupSpecs", each) for each in spec["workerGroupSpecs"]),
+    ]
+    parts = [("spec", spec), *groups, *((name, spec[name]) for name in ("authOptions", "gcsFaultToleranceOptions"))]
+    for name, part in parts:
+        assert set(part) <= KUBERAY[name], name
+    for _, group in groups:
+        assert {type(value) for value in group["rayStartParams"].values()} == {str}
+        metadata = {"name": "of-ray"}
+        pod = {"apiVersion": "v1", "kind": "PodTemplate", "metadata": metadata, "template": group["template"]}
+        kubernetes_validate.validate(pod, KUBERNETES, strict=True)
+
+
+def test_a_head_that_comes_back_reads_its_tables_from_a_store_that_outlives_it(documents: list[Document]) -> None:
+    options = of_kind(documents, "RayCluster")[0]["spec"]["gcsFaultToleranceOptions"]
+    name, _, port = options["redisAddress"].partition(":")
+    (store,) = (each for each in of_kind(documents, "StatefulSet") if each["metadata"]["name"] == name)
+    service = next(each for each in of_kind(documents, "Service") if each["metadata"]["name"] == name)
+    assert [str(each["port"]) for each in service["spec"]["ports"]] == [port]
+    assert selects({"matchLabels": service["spec"]["selector"]}, store["spec"]["template"]["metadata"]["labels"])
+    (container,) = store["spec"]["template"]["spec"]["containers"]
+    (password,) = container["env"]
+    assert options["redisPassword"]["valueFrom"] == password["valueFrom"]
+    assert "appendonly yes" in container["command"][-1]
+    (volume,) = store["spec"]["volumeClaimTemplates"]
+    (mount,) = container["volumeMounts"]
+    assert mount["name"] == volume["metadata"]["name"]
+    assert f"dir {mount['mountPath']}" in container["command"][-1]
 
 
 def test_a_misspelt_field_does_not_fit_its_schema() -> None:

@@ -22,6 +22,7 @@ from opentelemetry.sdk.trace import TracerProvider
 
 from service.edge.observability import add_trace
 from tests.conftest import free_port
+from tests.harness.image_health import health_check
 
 IDLE_BYTES = 300 * 10**6
 NOBODY = "http://127.0.0.1:9"
@@ -32,6 +33,14 @@ def test_an_idle_service_is_small(tmp_path: Path) -> None:
     with service_process(tmp_path) as (url, process):
         assert httpx2.get(f"{url}/readyz").status_code == 503
         assert psutil.Process(process.pid).memory_info().rss < IDLE_BYTES
+
+
+def test_the_image_s_health_check_passes_without_a_token_and_fails_where_nothing_answers(tmp_path: Path) -> None:
+    with service_process(tmp_path, SIMCLR_BOOTSTRAP_TOKEN=CANARY) as (url, _):
+        assert httpx2.get(f"{url}/version").status_code == 401
+        words = health_check("service", port=httpx2.URL(url).port)
+        subprocess.run(words, check=True, env={}, timeout=30)
+    assert subprocess.run(words, check=False, env={}, timeout=30, capture_output=True).returncode != 0
 
 
 def test_what_is_no_http_is_a_problem_like_every_other(tmp_path: Path) -> None:
