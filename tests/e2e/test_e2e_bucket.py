@@ -59,7 +59,8 @@ def test_images_packed_into_a_bucket_are_trained_on_and_the_encoder_is_kept_besi
     with Client(stack.url, retry_for_s=60) as client:
         assert "shapes" not in {info["name"] for info in client.datasets()}
         pack(datasets_dir / "shapes.npz", store.uri("sets/shapes"))  # the stack is up: nothing has to be restarted
-        (listed,) = (info for info in client.datasets() if info["name"] == "shapes")
+        assert "shapes" in {info["name"] for info in client.datasets()}
+        listed = httpx2.get(f"{stack.url}/datasets/shapes", timeout=30).raise_for_status().json()
         assert (listed["num_train"], listed["native_image_size"]) == (240, SIDE)
 
         spec = SHORT | {"epochs": EPOCHS, "scaling": {"num_workers": 2}}
