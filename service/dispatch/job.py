@@ -54,6 +54,8 @@ JOB_ENVIRONMENT: Final[Mapping[str, str]] = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
     # Each line of the driver reaches its log when it is printed, not when a buffer is full.
     "PYTHONUNBUFFERED": "1",
+    # The log is kept, and read in a browser: no escape sequences for a terminal.
+    "RAY_COLOR_PREFIX": "0",
 }
 
 # What the operator set for the service holds for its jobs too: the interface between nodes, where

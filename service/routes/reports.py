@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal
 
-from fastapi import Query, Response
+from fastapi import Header, Query, Response
 
 from service.edge.auth import needs
 from service.edge.deps import CurrentCaller, OwnedExperiment, Services, ServicesDep, api_router, find_owned
@@ -55,15 +55,22 @@ _MEDIA_TYPES: Final = {
 async def report(
     record: OwnedExperiment,
     services: ServicesDep,
-    format_: Annotated[Literal["html", "json", "md"], Query(alias="format")] = "json",
+    asked: Annotated[
+        Literal["html", "json", "md"] | None,
+        Query(alias="format", description="Without it: a page for browsers, JSON for others."),
+    ] = None,
+    accept: Annotated[str, Header(include_in_schema=False)] = "",
 ) -> Response:
     """Return a sweep's report as the sweep wrote it, or a pretraining's as it stands now."""
+    format_ = asked or ("html" if "text/html" in accept else "json")
     body = await services.read_blob(experiment_key(record.id, f"report.{format_}"))
     if body is None and record.kind == "sweep":
         raise _not_ready(record)
     if body is None:
         body = (await _pretrain(record, services, format_)).encode()
-    headers = {"Content-Security-Policy": HTML_POLICY} if format_ == "html" else {}
+    headers = {"Vary": "Accept"}
+    if format_ == "html":
+        headers["Content-Security-Policy"] = HTML_POLICY
     return Response(body, media_type=_MEDIA_TYPES[format_], headers=headers)
 
 

@@ -70,6 +70,14 @@ def test_a_sweep_is_read_trial_by_trial_and_as_a_whole(stack: RunningStack, clie
         assert httpx2.get(f"{stack.url}/experiments/{sweep['id']}/{path}").content.startswith(start)
 
 
+def test_its_log_is_for_reading(client: Client, sweep: Experiment) -> None:
+    log = "\n".join(client.logs(sweep["id"])["lines"])
+    assert "2 trials to run" in log
+    assert "epoch 2 of 2" in log
+    assert "\x1b" not in log, "no colours of a terminal"
+    assert "Failed to fetch" not in log, "nothing that Tune misses and nobody wrote"
+
+
 def test_a_trial_computes_what_the_pretraining_of_its_spec_does(client: Client, sweep: Experiment) -> None:
     (first, _) = client.trials(sweep["id"])
     spec = BASE | {"loss": {"temperature": first["params"]["loss.temperature"]}}

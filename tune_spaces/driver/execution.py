@@ -79,6 +79,8 @@ def run_trials(
             verbose=0,
         ),
     )
+    # At the end it looks for the files of results that no one wrote, and warns of each.
+    logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
     tuner.fit()
 
 

@@ -87,6 +87,9 @@ async def test_the_answer_of_a_study_is_read_in_every_form(service: HttpApp) -> 
     assert "<svg" in page.text
     assert f'class="answer {report["verdict"]}"' in page.text
     assert page.headers["content-security-policy"].startswith("sandbox")
+    browser = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+    assert (await service.http.get(f"{url}/report", headers=browser)).text == page.text
+    assert (await service.http.get(f"{url}/report?format=json", headers=browser)).json() == report
     text = (await service.http.get(f"{url}/report?format=md")).text
     for name in ("report.png", "report-histograms.png"):
         picture = await service.http.get(f"{url}/{name}")
