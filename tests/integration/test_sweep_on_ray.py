@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import psutil
 import pytest
 from mlflow import MlflowClient
 from ray.job_submission import JobStatus, JobSubmissionClient
@@ -324,15 +326,19 @@ def test_suggestions_are_run_one_after_the_other_and_kept(start_sweep: Callable[
     assert sweep.read("complete.json")["best"]["value"] == max(row.metrics["knn_accuracy"] for row in sweep.rows())
 
 
-def test_a_trial_whose_process_dies_again_and_again_fails_with_a_reason(
-    start_sweep: Callable[..., SweepJob], ray_dashboard: str
-) -> None:
+def test_a_trial_whose_process_dies_again_and_again_fails_with_a_reason(start_sweep: Callable[..., SweepJob]) -> None:
     sweep = start_sweep(base={**BASE, "epochs": 10_000}, space={"loss.temperature": {"choice": [0.1]}})
     job = sweep.start(1)
     killed: set[int] = set()
+
+    def trains() -> set[int]:
+        """Return the processes that have come to an epoch, as the log has them, and live."""
+        told = {int(pid) for pid in re.findall(r"\(_run_one pid=(\d+)\)", sweep.log())}
+        return {pid for pid in told - killed if psutil.pid_exists(pid)}
+
     while len(killed) < 2:  # once it is started anew
-        wait_until(lambda: trial_pids(ray_dashboard, job) - killed, sweep.log)
-        for pid in trial_pids(ray_dashboard, job) - killed:
+        wait_until(trains, sweep.log)
+        for pid in trains():
             os.kill(pid, signal.SIGKILL)
             killed.add(pid)
     sweep.finish(job)
@@ -373,12 +379,6 @@ def actors(ray_dashboard: str, job: str) -> list[dict[str, Any]]:
     answer = httpx2.get(f"{ray_dashboard}/api/v0/actors", params={"detail": True, "limit": 1000}).json()
     ray_job_id = id_of(ray_dashboard, job)
     return [actor for actor in answer["data"]["result"]["result"] if actor["job_id"] == ray_job_id]
-
-
-def trial_pids(ray_dashboard: str, job: str) -> set[int]:
-    """Return the processes in which trials run now."""
-    alive = [actor for actor in actors(ray_dashboard, job) if actor["state"] == "ALIVE"]
-    return {int(actor["pid"]) for actor in alive if actor["class_name"] == TRIAL}
 
 
 def id_of(ray_dashboard: str, job: str) -> str:
