@@ -14,7 +14,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from enum import StrEnum
 from itertools import pairwise
 from pathlib import Path
@@ -44,10 +44,10 @@ pytestmark = pytest.mark.anyio
 NUM_STEPS: Final = 16
 WORK_S: Final = 8.0
 LEASE_AND_MORE_S: Final = 16.0
-MOST_CALLS: Final = 400  # that a life waits for its moment
+MOST_CALLS: Final = 800  # that a life waits for its moment
 MOST_ROUNDS: Final = 2000  # of the last life
 ANSWER_TIMEOUT_S: Final = 60.0
-STRAY_S: Final = 0.02  # of running on by itself: some transactions
+STRAY_S: Final = 0.02  # of living on behind the moment: some transactions
 
 
 class Moment(StrEnum):
@@ -171,7 +171,7 @@ class Story:
         num_calls = self.chance.randint(1, 40) if aim is Moment.ANYWHERE else MOST_CALLS
         for _ in range(num_calls):
             call = await _next_call(life, line)
-            is_new = self._is_new_job(call)
+            is_new = _is_attempt(call) and call.args[0] not in self.cluster.jobs
             if (is_new and aim is Moment.COMMITTED) or (call.name == "hear" and aim is Moment.UNANSWERED):
                 return aim
             answer = await self._obey(call)
@@ -179,14 +179,20 @@ class Story:
                 return aim
             await line.send((self.clock.now, answer))
             if isinstance(aim, State) and aim in self.ledger.states().values():
-                return await self._stray(aim)
-        return await self._stray(Moment.ANYWHERE)
-
-    async def _stray(self, aim: Aim) -> Aim:
-        """Let it run on for a moment that nobody chose."""
-        if self.chance.random() < 0.5:
-            await asyncio.sleep(self.chance.uniform(0, STRAY_S))
+                break
+        else:
+            aim = Moment.ANYWHERE
+        await self._stray(life, line)
         return aim
+
+    async def _stray(self, life: MortalControlPlane, line: Line) -> None:
+        """Let it live on for a while that ends wherever it is by then."""
+        clock = asyncio.get_running_loop().time
+        until_s = clock() + self.chance.uniform(0, STRAY_S)
+        with suppress(TimeoutError):
+            while (left_s := until_s - clock()) > 0:
+                call = await _next_call(life, line, timeout_s=left_s)
+                await line.send((self.clock.now, await self._obey(call)))
 
     async def _live_to_the_end(self, life: MortalControlPlane, lines: asyncio.Queue[Line]) -> None:
         line = await asyncio.wait_for(lines.get(), ANSWER_TIMEOUT_S)
@@ -203,25 +209,29 @@ class Story:
         self.ledger.let_go()
         assert await life.ended() == 0
 
-    def _is_new_job(self, call: Call) -> bool:
-        """Return whether the call submits an attempt that the cluster does not know; it must be committed."""
-        if (call.part, call.name) != ("cluster", "submit") or call.kwargs["metadata"]["kind"] == "backfill":
-            return False
-        metadata = call.kwargs["metadata"]
-        assert self.ledger.attempt(metadata["experiment_id"]) == int(metadata["attempt"]), "submitted, not committed"
-        return call.args[0] not in self.cluster.jobs
-
     async def _obey(self, call: Call) -> Any:
+        """Do what a call asks of the world; a job may be asked for only once its attempt is committed."""
         parts: dict[str, Any] = {"cluster": self.cluster, "tracking": self.tracking, "clients": self.clients}
-        return await getattr(parts[call.part], call.name)(*call.args, **call.kwargs)
+        if _is_attempt(call):
+            experiment_id, attempt = (call.kwargs["metadata"][name] for name in ("experiment_id", "attempt"))
+            assert self.ledger.attempt(experiment_id) == int(attempt), f"{call.args[0]} is submitted, not committed"
+        answer = await getattr(parts[call.part], call.name)(*call.args, **call.kwargs)
+        if _is_attempt(call):
+            assert self.cluster.most_living[experiment_id] <= 1, f"{experiment_id} has two jobs at once"
+        return answer
 
     def _is_over(self) -> bool:
         return set(self.ledger.states().values()) <= TERMINAL and not self.blobs.list("service/open_runs/")
 
 
-async def _next_call(life: MortalControlPlane, line: Line) -> Call:
+def _is_attempt(call: Call) -> bool:
+    """Return whether the call submits an attempt of an experiment."""
+    return (call.part, call.name) == ("cluster", "submit") and call.kwargs["metadata"]["kind"] != "backfill"
+
+
+async def _next_call(life: MortalControlPlane, line: Line, *, timeout_s: float = ANSWER_TIMEOUT_S) -> Call:
     try:
-        call: Call = await asyncio.wait_for(line.receive(), ANSWER_TIMEOUT_S)
+        call: Call = await asyncio.wait_for(line.receive(), timeout_s)
     except (asyncio.IncompleteReadError, ConnectionError):
         raise AssertionError(f"the control plane ended by itself, with status {await life.ended()}") from None
     return call
@@ -357,11 +367,10 @@ async def live_and_check(database: str, home: Path, *, seed: int, num_twenties: 
         error.add_note(f"with seed {seed}, after {story.deaths.total()} deaths: {dict(story.deaths)}")
         raise
     assert story.deaths.total() == 20 * num_twenties
-    # A few lives may miss what they were aimed at: none of the moments is missed for good.
-    assert all(story.deaths[aim] * 2 >= AIMS.count(aim) * num_twenties for aim in AIMS), dict(story.deaths)
+    # A life may miss what it was aimed at, but no moment is missed by all.
+    assert all(story.deaths[aim] > 0 for aim in AIMS), dict(story.deaths)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1])
 async def test_a_control_plane_that_is_killed_a_hundred_times_loses_and_repeats_nothing(
     sqlite_database: str, tmp_path: Path, seed: int
@@ -369,7 +378,6 @@ async def test_a_control_plane_that_is_killed_a_hundred_times_loses_and_repeats_
     await live_and_check(sqlite_database, tmp_path, seed=seed, num_twenties=5)
 
 
-@pytest.mark.slow
 @pytest.mark.postgres
 @pytest.mark.parametrize("seed", [2])
 async def test_a_control_plane_on_postgresql_that_is_killed_forty_times_loses_and_repeats_nothing(

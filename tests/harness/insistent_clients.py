@@ -27,7 +27,7 @@ FATES: Final[tuple[tuple[Fate, ...], ...]] = (
     ("deaf",),
     ("error",),
 )
-VERBS: Final = (Verb.PAUSE,) * 4 + (Verb.RESUME,) * 3 + (Verb.CANCEL,)
+VERBS: Final = (Verb.PAUSE, Verb.RESUME) * 3 + (Verb.CANCEL,) * 2
 ROUND_S: Final = (0.2, 0.5, 1.5)  # between two rounds
 
 
@@ -95,7 +95,10 @@ class InsistentClients:
         return next(each for each in self.submissions.values() if each.experiment_id == experiment_id)
 
     def _want(self) -> None:
-        living = {name: state for name, state in self._states().items() if state in NON_TERMINAL}
+        states = self._states()
+        told = {each.experiment_id for each in self.submissions.values()}
+        assert states.keys() == told, f"lost, or nobody was told of them: {states.keys() ^ told}"
+        living = {name: state for name, state in states.items() if state in NON_TERMINAL}
         if self.is_closing:
             for name in (name for name, state in living.items() if state is State.PAUSED):
                 self._ask(name, Verb.RESUME)
