@@ -115,7 +115,11 @@ async def live(places: Places) -> None:
     await store.ping()  # who opens the file first heals it: not one that looks at it from outside
     services = cast("Services", SimpleNamespace(store=store, wake_dispatcher=dispatcher.wake))
     while (wishes := await outside.call("clients", "next_round")) is not None:
-        report, *_ = await asyncio.gather(dispatcher.step(), *(_grant(wish, services, outside) for wish in wishes))
+        async with asyncio.TaskGroup() as side_by_side:
+            stepping = side_by_side.create_task(dispatcher.step())
+            for wish in wishes:
+                side_by_side.create_task(_grant(wish, services, outside))
+        report = stepping.result()
         if report.errors or report.outages:
             raise RuntimeError(f"a step failed: {report}")
     await store.close()
