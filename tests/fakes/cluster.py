@@ -2,7 +2,8 @@
 
 Jobs start a moment after they were submitted, work for a while, and leave the markers that
 `trainer.job` describes. How an attempt goes is its fate; work that was done is kept, as by a
-checkpoint, for the next attempt. It passes the conformance suite of `ports.Cluster`.
+checkpoint, for the next attempt. Given a number of steps, they record metrics as real ones do, and
+the next attempt goes on from a checkpoint. It passes the conformance suite of `ports.Cluster`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from service.errors import ClusterUnavailable
 from service.ports import Capacity, JobObservation, JobStatus
 from tests.fakes.clock import Clock
 from tests.fakes.tracking import FakeTracking
+from tests.fakes.training import FakeStart
 from trainer.context import JobDocument, experiment_key
+from trainer.errors import Superseded
 from trainer.storage import BlobMissing, Storage
 from trainer.unrecorded import unrecorded_runs
 
@@ -51,15 +54,24 @@ class FakeJob:
 
 class FakeCluster:
     def __init__(
-        self, *, clock: Clock, blobs: Storage | None = None, tracking: FakeTracking | None = None, work_s: float = 30.0
+        self,
+        *,
+        clock: Clock,
+        blobs: Storage | None = None,
+        tracking: FakeTracking | None = None,
+        work_s: float = 30.0,
+        num_steps: int = 0,
     ) -> None:
+        """Build one whose jobs take `work_s` and record the metrics of `num_steps` steps, none by default."""
         self.clock = clock
         self.blobs = blobs
         self.tracking = tracking
         self.work_s = work_s
+        self.num_steps = num_steps
         self.total = Capacity(cpus_total=8, cpus_free=8, gpus_total=0, gpus_free=0, nodes=1)
         self.is_down = False
         self.jobs: dict[str, FakeJob] = {}
+        self._starts: dict[str, FakeStart] = {}  # by submission id, where metrics are recorded
         self.fates: dict[str, list[Fate]] = {}  # experiment id -> fates of its next attempts; then they work
         self.worked_s: Counter[str] = Counter()
         self.num_starts: Counter[str] = Counter()  # by submission id
@@ -166,7 +178,10 @@ class FakeCluster:
             else:
                 since = job.worked_until or began_at
                 job.worked_until = now
-                self._train(job, job.document, worked_s=(now - since).total_seconds())
+                try:
+                    self._train(job, job.document, worked_s=(now - since).total_seconds())
+                except Superseded as error:
+                    self._fail(job, job.document, error.code, str(error))
 
     def _run_command(self, job: FakeJob, *, ran_s: float) -> None:
         name, _, argument = job.entrypoint.partition(" ")
@@ -178,6 +193,8 @@ class FakeCluster:
     def _backfill(self, job: FakeJob, document: JobDocument) -> None:
         assert self.blobs is not None
         is_sent = self.tracking is not None and not self.tracking.is_down
+        if is_sent and self.num_steps:
+            FakeStart(self.blobs, document, self.tracking).send()
         for trial_id in unrecorded_runs(self.blobs, document.experiment_id) if is_sent else ():
             if self._read(document.experiment_id, f"trials/{trial_id}/complete.json") is None:
                 self._write(document.experiment_id, f"trials/{trial_id}/metrics/sent.json", {"number": 1})
@@ -187,27 +204,29 @@ class FakeCluster:
 
     def _train(self, job: FakeJob, document: JobDocument, *, worked_s: float) -> None:
         experiment_id = document.experiment_id
-        prefix = f"attempts/{document.attempt}/"
         self.worked_s[experiment_id] += worked_s  # type: ignore[assignment] # a Counter of seconds
+        start = self._record(job, document)
         self._tabulate(document, "running")
         done = self.worked_s[experiment_id]
         wish = self._read(experiment_id, "stop.json") or {}
         if job.fate != "deaf" and wish.get("attempt") == document.attempt:
-            self._write(experiment_id, f"{prefix}stopped.json", {"kind": wish["kind"]})
+            if start is not None:
+                start.send()
+            self._write(experiment_id, f"attempts/{document.attempt}/stopped.json", {"kind": wish["kind"]})
             job.status = JobStatus.SUCCEEDED
         elif job.fate == "crash" and done >= self.work_s / 2:
+            if start is not None:
+                start.send_and_die()
             job.status = JobStatus.FAILED
         elif job.fate == "error":
             if self.tracking is not None and self.tracking.is_down:
                 self._write(experiment_id, "trials/t0000/metrics/entry-00000001.json", {"points": []})
-            failure = {"code": "non_finite_loss", "message": "loss is NaN at step 3", "retryable": False}
-            self._write(experiment_id, f"{prefix}failure.json", failure)
-            job.status = JobStatus.FAILED
+            self._fail(job, document, "non_finite_loss", "loss is NaN at step 3")
         elif job.fate == "bug":
-            failure = {"code": "internal_error", "message": "KeyError: 'x'", "retryable": True}
-            self._write(experiment_id, f"{prefix}failure.json", failure)
-            job.status = JobStatus.FAILED
+            self._fail(job, document, "internal_error", "KeyError: 'x'", retryable=True)
         elif done >= self.work_s:
+            if start is not None:
+                start.send()
             self._tabulate(document, "succeeded")
             is_recorded = self.tracking is None or not self.tracking.is_down
             self._write(experiment_id, "trials/t0000/complete.json", {"is_recorded": is_recorded})
@@ -215,6 +234,25 @@ class FakeCluster:
             complete = {"state": "succeeded", "attempt": document.attempt, "best": best, "reason": None}
             self._write(experiment_id, "complete.json", complete)
             job.status = JobStatus.RUNNING if job.fate == "linger" else JobStatus.SUCCEEDED
+
+    def _fail(self, job: FakeJob, document: JobDocument, code: str, message: str, *, retryable: bool = False) -> None:
+        failure = {"code": code, "message": message, "retryable": retryable}
+        self._write(document.experiment_id, f"attempts/{document.attempt}/failure.json", failure)
+        job.status = JobStatus.FAILED
+
+    def _record(self, job: FakeJob, document: JobDocument) -> FakeStart | None:
+        """Record the steps that a job has done by now; return its start, None where jobs record nothing."""
+        if not self.num_steps:
+            return None
+        assert self.blobs is not None
+        step_s = self.work_s / self.num_steps
+        start = self._starts.get(job.submission_id)
+        if start is None:
+            start = self._starts[job.submission_id] = FakeStart(self.blobs, document, self.tracking)
+            self.worked_s[document.experiment_id] = start.step * step_s  # type: ignore[assignment] # as above
+        num_done = int(self.worked_s[document.experiment_id] / step_s)
+        start.train_to(min(num_done, self.num_steps), at=self.clock.now)
+        return start
 
     def _tabulate(self, document: JobDocument, state: str) -> None:
         run_id = None

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Literal
 
 from service.errors import ArtifactNotFound, TrackingUnavailable
 from service.ports import JsonObject, MetricPoint, TrialRun
+from trainer.outbox import Point
 
 
 @dataclass(kw_only=True)
@@ -37,6 +39,14 @@ class FakeTracking:
         run = FakeRun(run_id=f"run{len(self.runs)}", experiment_id=experiment_id, trial_id=trial_id)
         self.runs[run.run_id] = run
         return run
+
+    def log_points(self, run: FakeRun, points: Iterable[Point]) -> None:
+        """Log points; of those that are equal to the bit one is kept, as MLflow does."""
+        for key, step, value, timestamp_ms in points:
+            logged = MetricPoint(step=step, value=value, at=datetime.fromtimestamp(timestamp_ms / 1000, UTC))
+            history = run.history.setdefault(key, [])
+            if logged not in history:
+                history.append(logged)
 
     def statuses(self, experiment_id: str) -> set[str]:
         return {run.status for run in self.runs.values() if run.experiment_id == experiment_id}
