@@ -16,7 +16,7 @@ from trainer.views.transformation import Transformation, build_transformation
 
 __all__ = ["ViewDrawer", "to_input"]
 
-BLOCK_PIXELS = 1 << 17  # of each channel: a block and its temporaries stay in a CPU's last cache
+BLOCK_PIXELS = 1 << 17  # of each channel, for each thread: a block and its temporaries stay in the cores' caches
 MIN_BLOCK_VIEWS = 2  # one alone is not worth the calls
 
 
@@ -117,7 +117,7 @@ class ViewDrawer:
         for stage in stages:
             if isinstance(stage.drawn, Adjustments):
                 alike_M += (stage.drawn.rank() * stage.is_drawn) << len(stages)
-        size = BLOCK_PIXELS // self._image_size**2 if is_cached else num_views
+        size = torch.get_num_threads() * BLOCK_PIXELS // self._image_size**2 if is_cached else num_views
         return torch.split(alike_M.argsort(stable=True), max(MIN_BLOCK_VIEWS, size))
 
     def _require_images(self, images_BHWC: Tensor) -> None:
