@@ -52,7 +52,7 @@ def run_trials(
 ) -> None:
     """Run trials on Ray Tune, as `tune_spaces.driver.outcome.RunTrials` says."""
     if not ray.is_initialized():
-        ray.init(log_to_driver=True)
+        ray.init(log_to_driver=True, logging_level=logging.WARNING)  # where it is connected it says in colour
     cluster: Mapping[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call] # Ray's own omission
     concurrent = trials_at_once(
         possible_specs(sweep), cluster, allowed=sweep.max_concurrent_trials, num_trials=num_trials
