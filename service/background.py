@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from typing import Final
 
 import structlog
+
+from service.waiting import happens
 
 __all__ = ["keep_running"]
 
@@ -32,6 +33,5 @@ async def keep_running(name: str, loop: Loop, stop: asyncio.Event, *, first_back
             return
         if asyncio.get_running_loop().time() - started_s > MAX_BACKOFF_S:
             backoff_s = first_backoff_s
-        with suppress(TimeoutError):
-            await asyncio.wait_for(stop.wait(), backoff_s)
+        await happens(stop, within_s=backoff_s)
         backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)

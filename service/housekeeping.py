@@ -8,6 +8,7 @@ from typing import Final
 
 from service.errors import StoreUnavailable
 from service.ports import Store
+from service.waiting import happens
 
 __all__ = ["Housekeeping"]
 
@@ -23,9 +24,6 @@ class Housekeeping:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Tidy every `period_s` until `stop`; a database out of reach is tidied next time."""
-        while not stop.is_set():
-            with suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), self._period_s)
-                return
+        while not await happens(stop, within_s=self._period_s):
             with suppress(StoreUnavailable):
                 await self._store.tidy()

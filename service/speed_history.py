@@ -11,6 +11,7 @@ from typing import Any, Final
 from service.errors import Unavailable
 from service.experiment import State
 from service.ports import ExperimentRecord, ListQuery, Store, Tracking
+from service.waiting import happens
 from trainer.metric_names import IMAGES_PER_SECOND
 from trainer.spec import PretrainSpec
 
@@ -43,8 +44,7 @@ class SpeedHistory:
         while not stop.is_set():
             with suppress(Unavailable):
                 await self.refresh()
-            with suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), PERIOD_S)
+            await happens(stop, within_s=PERIOD_S)
 
     async def refresh(self) -> None:
         """Ask for the rates of experiments that are new. Raises StoreUnavailable and TrackingUnavailable."""

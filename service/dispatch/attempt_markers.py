@@ -127,6 +127,7 @@ class AttemptMarkers:
 
 async def _in_time(call: Callable[[], T]) -> T:
     try:
-        return await asyncio.wait_for(asyncio.to_thread(call), _TIMEOUT_S)
+        async with asyncio.timeout(_TIMEOUT_S):
+            return await asyncio.to_thread(call)
     except (OSError, TimeoutError) as error:
         raise BlobsUnavailable(f"storage does not answer: {str(error) or type(error).__name__}") from error

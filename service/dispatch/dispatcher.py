@@ -34,6 +34,7 @@ from service.experiment import State
 from service.outage import Outages
 from service.ports import Cluster, ExperimentRecord, ListQuery, Store, Tracking
 from service.settings import Settings
+from service.waiting import first_of, happens
 from trainer.storage import Storage
 
 __all__ = ["Dispatcher"]
@@ -118,8 +119,8 @@ class Dispatcher:
                     self._metrics.count_outage(error.code)
             except Exception:
                 log.exception("dispatcher_step_failed")  # a bug must not end the loop that all experiments rest on
-            await _first_of(stop, self._wakes, timeout_s=PERIOD_S)
-            await _first_of(stop, timeout_s=began_s + LEAST_PERIOD_S - asyncio.get_running_loop().time())
+            await first_of(stop, self._wakes, within_s=PERIOD_S)
+            await happens(stop, within_s=began_s + LEAST_PERIOD_S - asyncio.get_running_loop().time())
 
     async def step(self) -> StepReport:
         """Look once at every active experiment and do what is due. Raises StoreUnavailable."""
@@ -213,14 +214,3 @@ def _is_readable(record: ExperimentRecord) -> bool:
     except (ValueError, KeyError, TypeError, AttributeError):
         return False
     return True
-
-
-async def _first_of(*events: asyncio.Event, timeout_s: float) -> None:
-    if timeout_s <= 0:
-        return
-    waits = [asyncio.ensure_future(event.wait()) for event in events]
-    try:
-        await asyncio.wait(waits, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for wait in waits:
-            wait.cancel()

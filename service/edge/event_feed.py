@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,6 +20,7 @@ from service.edge.server_sent import server_sent
 from service.errors import StoreUnavailable
 from service.experiment import TERMINAL
 from service.ports import EVENTS_AT_ONCE, Event, ExperimentRecord, Store
+from service.waiting import first_of, happens
 
 __all__ = ["EventFeed", "News", "Told"]
 
@@ -60,9 +61,7 @@ class News:
 
     async def wait(self, timeout_s: float) -> bool:
         """Wait to be woken; return whether that came in time."""
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._rings.wait(), timeout_s)
-        return self._rings.is_set()
+        return await happens(self._rings, within_s=timeout_s)
 
 
 class EventFeed:
@@ -143,14 +142,13 @@ class EventFeed:
             if not self._watchers:
                 place = None
                 self._is_wanted.clear()
-                await _first(stop, self._is_wanted)
+                await first_of(stop, self._is_wanted)
                 continue
             try:
                 place = await self._begin() if place is None else await self._poll(place)
             except StoreUnavailable:
                 log.warning("event_feed_waits_for_database")
-            with suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), self._poll_interval_s)
+            await happens(stop, within_s=self._poll_interval_s)
 
     async def _begin(self) -> int:
         """Return the end of the log; those who watch already may have read before it was known."""
@@ -172,12 +170,3 @@ class EventFeed:
 def _text(event: Event) -> bytes:
     data = {"sequence": event.sequence, "experiment_id": event.experiment_id, "at": event.at.isoformat(), **event.data}
     return server_sent(event.type, data, sequence=event.sequence)
-
-
-async def _first(*events: asyncio.Event) -> None:
-    waits = [asyncio.ensure_future(event.wait()) for event in events]
-    try:
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for wait in waits:
-            wait.cancel()

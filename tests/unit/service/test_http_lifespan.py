@@ -33,6 +33,30 @@ async def test_a_submitted_experiment_is_dispatched_and_its_forced_deletion_kept
             await asyncio.sleep(0.01)
 
 
+@pytest.mark.parametrize("num_turns", range(4))
+async def test_the_app_ends_while_a_deletion_waits_and_has_news_in_that_moment(
+    service: HttpApp, num_turns: int
+) -> None:
+    running = service.app.router.lifespan_context(service.app)
+    await running.__aenter__()
+    created = await service.submit()
+    while not service.cluster.jobs:  # noqa: ASYNC110 - the dispatcher submits when it gets to it
+        await asyncio.sleep(0.01)
+    deleted = await service.http.delete(f"/experiments/{created['id']}?force=true")
+    assert deleted.status_code == 202
+    await service.until_watched()
+    await asyncio.sleep(0.05)
+
+    service.app.state.services.feed.ring(created["id"])
+    for _ in range(num_turns):
+        await asyncio.sleep(0)
+    ending = asyncio.create_task(running.__aexit__(None, None, None))
+    done, _ = await asyncio.wait([ending], timeout=10)
+
+    assert done
+    ending.result()
+
+
 async def test_an_open_address_without_a_token_does_not_start(tmp_path: Path, migrated_database: Path) -> None:
     async with http_app(tmp_path, database=migrated_database, host="192.0.2.1") as service:
         with pytest.raises(SettingsError, match="SIMCLR_BOOTSTRAP_TOKEN"):
