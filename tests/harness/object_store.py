@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 from types import TracebackType
@@ -18,22 +19,24 @@ if TYPE_CHECKING:
 
 __all__ = ["ObjectStore", "copy_blobs"]
 
-BUCKET: Final = "simclr"
-BACKUP: Final = "simclr-backup"
+_numbers: Final = itertools.count()
 
 
 class ObjectStore:
-    """While entered, it answers at an address of `host`; it forgets everything when it ends."""
+    """While entered, it answers at an address of `host`; no other sees what is in it."""
 
     def __init__(self, *, host: str = "127.0.0.1") -> None:
         self._server = ThreadedMotoServer(ip_address=host, port=0, verbose=False)
         self._host = host
+        # The servers of a process share what is in them: a name of its own keeps one's out of another's.
+        self.bucket = f"simclr-{next(_numbers)}"
+        self._backup = f"{self.bucket}-backup"
 
     def __enter__(self) -> Self:
         self._server.start()
         logging.getLogger("werkzeug").setLevel(logging.ERROR)  # it tells of every request
         self.link = WeakLink(self._server.get_host_and_port(), host=self._host).__enter__()
-        for bucket in (BUCKET, BACKUP):
+        for bucket in (self.bucket, self._backup):
             self._client().create_bucket(Bucket=bucket)
         return self
 
@@ -65,20 +68,20 @@ class ObjectStore:
 
     def uri(self, name: str) -> str:
         """Return the address of a storage in its bucket."""
-        return f"s3://{BUCKET}/{name}"
+        return f"s3://{self.bucket}/{name}"
 
     def back_up(self) -> None:
         """Make the backup what the bucket is, as `aws s3 sync --delete` does."""
-        self._sync(BUCKET, BACKUP)
+        self._sync(self.bucket, self._backup)
 
     def restore(self) -> None:
         """Make the bucket what the backup is."""
-        self._sync(BACKUP, BUCKET)
+        self._sync(self._backup, self.bucket)
 
     def empty(self) -> None:
         """Lose all that is in the bucket."""
-        for key in self._keys(BUCKET):
-            self._client().delete_object(Bucket=BUCKET, Key=key)
+        for key in self._keys(self.bucket):
+            self._client().delete_object(Bucket=self.bucket, Key=key)
 
     def _sync(self, source: str, target: str) -> None:
         client, wanted = self._client(), self._keys(source)

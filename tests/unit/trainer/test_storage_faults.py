@@ -16,7 +16,7 @@ import torch
 from botocore.config import Config
 
 from tests.harness.experiments import SHORT, STEPS_PER_EPOCH
-from tests.harness.object_store import BUCKET, ObjectStore
+from tests.harness.object_store import ObjectStore
 from tests.harness.trajectories import largest_difference, outcome
 from trainer import scribe
 from trainer.checkpoint import Checkpoint, CheckpointStore
@@ -43,9 +43,10 @@ def found(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
 
 
-def impatient_storage(name: str) -> Storage:
+def impatient_storage(store: ObjectStore, name: str) -> Storage:
     """Return a storage whose client tries once."""
-    return S3Storage(bucket=BUCKET, prefix=name, client=boto3.client("s3", config=Config(retries={"max_attempts": 0})))
+    client = boto3.client("s3", config=Config(retries={"max_attempts": 0}))
+    return S3Storage(bucket=store.bucket, prefix=name, client=client)
 
 
 def test_a_refused_key_is_named_by_its_setting_and_not_tried_again(
@@ -72,7 +73,7 @@ def test_a_missing_key_is_named_by_its_setting(
 
 
 def test_a_checkpoint_that_is_torn_on_its_way_is_never_taken_for_one(object_store: ObjectStore) -> None:
-    storage, context = impatient_storage("torn"), trial(object_store.uri("torn"))
+    storage, context = impatient_storage(object_store, "torn"), trial(object_store.uri("torn"))
     checkpoints = CheckpointStore(storage, context, take_fence(storage, context))
     checkpoints.save(state(1))
     with object_store.link.tearing("/state-"), pytest.raises(OSError, match="storage cannot write"):
@@ -83,7 +84,7 @@ def test_a_checkpoint_that_is_torn_on_its_way_is_never_taken_for_one(object_stor
 
 
 def test_a_write_that_is_held_back_arrives(object_store: ObjectStore) -> None:
-    storage = impatient_storage("held")
+    storage = impatient_storage(object_store, "held")
     with ExitStack() as held:
         held.enter_context(object_store.link.held())
         writer = threading.Thread(target=storage.write, args=("a", b"x"))
