@@ -138,7 +138,9 @@ class Views:
 
     def add_positives_(self, target_2BD: Tensor, weight_2B1: Tensor | float) -> None:
         """Add to each own row of `target_2BD` its positive times `weight_2B1`, in place."""
-        weight_2B1 = torch.as_tensor(weight_2B1).to(target_2BD).expand(self.num_own, 1)
+        if not isinstance(weight_2B1, Tensor):
+            weight_2B1 = target_2BD.new_full((1, 1), weight_2B1)  # made on the device: a copy would wait for it
+        weight_2B1 = weight_2B1.expand(self.num_own, 1)
         positives = reversed(self.own_2BD.chunk(2))
         for target_BD, positive_BD, weight_B1 in zip(target_2BD.chunk(2), positives, weight_2B1.chunk(2), strict=True):
             target_BD.addcmul_(positive_BD, weight_B1)

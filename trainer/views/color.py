@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from trainer.spec import ColorJitter
+from trainer.transfer import to_device
 from trainer.views.chance import Chance
 
 __all__ = ["Adjustments", "RandomJitter", "adjust_contrast_", "adjust_hue_", "grayscale_", "jitter_"]
@@ -73,7 +74,8 @@ def jitter_(planes_CMHW: Tensor, adjustments: Adjustments) -> None:
     torchvision's `adjust_*` in the same order, in float32.
     """
     adjust = (adjust_brightness_, adjust_contrast_, adjust_saturation_, adjust_hue_)
-    amount_M4 = torch.cat([adjustments.factors, adjustments.hue[:, None]], dim=1).to(planes_CMHW)
+    amount_M4 = torch.cat([adjustments.factors, adjustments.hue[:, None]], dim=1)
+    amount_M4 = to_device(amount_M4, planes_CMHW.device, planes_CMHW.dtype)
     for next_M in adjustments.order.T.tolist():
         for kind, views in groupby(range(len(next_M)), key=next_M.__getitem__):
             first, *others = views
@@ -117,7 +119,9 @@ def adjust_hue_(planes_CMHW: Tensor, amount_M: Tensor) -> Tensor:
     chroma.sub_(low)
     hue = (green + blue).sub_(red).sub_(low).div_(chroma.clamp(min=torch.finfo(chroma.dtype).tiny)).add_(1)
     torch.copysign(hue, green.sub_(blue), out=hue)  # -3..3
-    turned_CM = 6 * amount_M.to(hue) - torch.tensor([[0], [2], [-2]]).to(hue)  # from red, green and blue
+    turned_CM = 6 * amount_M.to(hue) - to_device(
+        torch.tensor([[0], [2], [-2]]), hue.device, hue.dtype
+    )  # from red, green and blue
     turned_CM11 = (turned_CM - 6 * (turned_CM / 6).round())[:, :, None, None]  # -3..3
     torch.add(hue, turned_CM11, out=planes_CMHW)
     planes_CMHW.abs_().sub_(3).abs_().clamp_(1, 2)  # 3 - distance, around the circle
