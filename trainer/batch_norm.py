@@ -104,10 +104,8 @@ class GlobalBatchNorm(nn.SyncBatchNorm):
         return output  # type: ignore[no-any-return]
 
     def _on_device(self, x: Tensor) -> Tensor:
-        momentum, running = self.momentum or 0.0, (None, None)
-        if self.track_running_stats:
-            momentum, running = self._counted_momentum(), (self.running_mean, self.running_var)
-        group = self.process_group
+        momentum = self._counted_momentum() if self.track_running_stats else 0.0
+        running, group = (self.running_mean, self.running_var), self.process_group  # None where they are not tracked
         return _DeviceNorm.apply(x, self.weight, self.bias, *running, self.eps, momentum, group, world_size(group))  # type: ignore[no-any-return]
 
     def _gather(self, tensor: Tensor) -> Tensor:

@@ -139,6 +139,9 @@ _TORCH_AUTOCAST: Final = torch.autocast
 class CudaKernels(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch gives it no types
     """Lets kernels that torch has for CUDA alone compute on the host, as their names and torch's use of them say."""
 
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call] # likewise
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
