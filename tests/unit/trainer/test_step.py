@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import math
+from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 
+from tests.harness.teams import run_team, train_trial, trial_context
+from tests.harness.trajectories import series
 from trainer.divergence import non_finite_loss
 from trainer.encoder import checkpoint_blocks
 from trainer.errors import NonFiniteLoss
@@ -89,6 +95,36 @@ def test_a_loss_that_is_not_finite_is_named_with_step_rank_and_value(value: floa
     assert isinstance(error, NonFiniteLoss)
     assert error.context == {"step": 17, "rank": 0, "value": str(value)}
     assert "step 17 on rank 0" in str(error)
+
+
+def train_until_rank_1_fails(team: Team, spec: dict[str, Any], context: dict[str, Any], value: float) -> None:
+    """Train with a loss of rank 1 that is not finite in the third step, and write what the run ends with."""
+    whole, made = Stepper._backward_whole, 0
+
+    def spoiled(stepper: Stepper, *batch: Any) -> dict[str, torch.Tensor]:
+        nonlocal made
+        made += 1
+        metrics = whole(stepper, *batch)
+        if made == 3 and team.rank == 1:
+            metrics["loss"] = torch.full_like(metrics["loss"], value)
+        return metrics
+
+    with patch.object(Stepper, "_backward_whole", spoiled), pytest.raises(NonFiniteLoss) as caught:
+        train_trial(team, spec, context)
+    (Path(context["storage"]) / f"error-{team.rank}.json").write_text(json.dumps(caught.value.record()))
+
+
+@pytest.mark.slow  # two processes
+def test_a_run_ends_at_a_loss_that_is_not_finite_on_all_ranks_alike(tmp_path: Path, datasets_dir: Path) -> None:
+    spec = WITH_BATCH_NORM | {"data": {"dataset": "shapes", "image_size": 16}, "batch_size": 48, "epochs": 2}
+    context = trial_context(tmp_path, datasets_dir)
+    run_team(2, train_until_rank_1_fails, spec, context, -math.inf)
+    errors = [json.loads((tmp_path / "storage" / f"error-{rank}.json").read_text()) for rank in range(2)]
+    assert errors[0] == errors[1]
+    assert (errors[0]["code"], errors[0]["retryable"]) == ("non_finite_loss", False)
+    assert errors[0]["context"] == {"step": 3, "rank": 1, "value": "-inf"}
+    assert "the loss became -inf at step 3 on rank 1; lower optim.base_lr" in errors[0]["message"]
+    assert list(series(context, "loss")) == [1, 2]
 
 
 @pytest.mark.parametrize(
