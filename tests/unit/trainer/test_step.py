@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -16,7 +17,7 @@ from tests.harness.trajectories import series
 from trainer.divergence import non_finite_loss
 from trainer.encoder import checkpoint_blocks
 from trainer.errors import NonFiniteLoss
-from trainer.learner import SupervisedLearner, build_learner
+from trainer.learner import SupervisedLearner, build_learner, prepare_learner
 from trainer.optim import build_optimizer
 from trainer.precision import resolve_precision
 from trainer.spec import PretrainSpec
@@ -31,12 +32,17 @@ WITH_BATCH_NORM = {"encoder": {"name": "resnet8"}, "projection_head": {"dim": 8}
 
 
 def one_step(
-    parts: dict[str, Any], *, micro_batch: int | None = None, is_checkpointed: bool = False, **changes: Any
+    parts: dict[str, Any],
+    *,
+    micro_batch: int | None = None,
+    is_checkpointed: bool = False,
+    is_compiled: bool = False,
+    **changes: Any,
 ) -> tuple[dict[str, float], list[torch.Tensor], dict[str, torch.Tensor]]:
     spec = PretrainSpec.model_validate(
         {"data": {"dataset": "digits"}, "precision": "float64", "optim": {"kind": "sgd"}, **parts, **changes}
     )
-    learner = build_learner(spec, num_classes=3, group=None).double()
+    learner = prepare_learner(spec, num_classes=3, team=Team(), dtype=torch.float64)
     if is_checkpointed:
         checkpoint_blocks(learner.encoder)
     stepper = Stepper(
@@ -45,6 +51,7 @@ def one_step(
         team=Team(),
         precision=resolve_precision("float64", torch.device("cpu")),
         micro_batch=micro_batch,
+        compile_=is_compiled,
     )
     views = torch.rand(16, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     labels = torch.arange(8) % 3
@@ -73,6 +80,24 @@ def test_activation_checkpointing_is_exact_with_batch_norm() -> None:
     assert relative_difference(whole_gradient, again_gradient) <= 1e-12
     for name, value in whole_state.items():
         torch.testing.assert_close(again_state[name], value, rtol=1e-12, atol=1e-12)  # running statistics moved once
+
+
+@pytest.mark.slow  # traced, though not translated to another language
+def test_a_compiled_step_is_the_same_with_batch_norm(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled, compile_ = [], torch.compile
+
+    def traced(function: Callable[..., Any]) -> Callable[..., Any]:
+        compiled.append(function.__name__)
+        return compile_(function, backend="aot_eager")
+
+    monkeypatch.setattr(torch, "compile", traced)
+    whole, whole_gradient, whole_state = one_step(WITH_BATCH_NORM)
+    again, again_gradient, again_state = one_step(WITH_BATCH_NORM, is_compiled=True)
+    assert compiled == ["outputs"]
+    assert again == pytest.approx(whole, rel=1e-12)
+    assert relative_difference(whole_gradient, again_gradient) <= 1e-12
+    for name, value in whole_state.items():
+        torch.testing.assert_close(again_state[name], value, rtol=1e-12, atol=1e-12)
 
 
 def test_the_supervised_baseline_learns_from_labels_and_needs_them() -> None:
