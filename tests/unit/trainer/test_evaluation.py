@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-import trainer.evaluation
 from tests.harness.teams import train_trial, trial_context
 from tests.harness.trajectories import series
 from trainer.data.dataset import Dataset, Subset
@@ -21,6 +20,7 @@ from trainer.export import weights_digest
 from trainer.learner import SimclrLearner, SupervisedLearner, prepare_learner
 from trainer.metric_names import TRANSFORMATION_TASKS
 from trainer.precision import Precision
+from trainer.probe import linear
 from trainer.spec import PretrainSpec
 from trainer.team import Team
 
@@ -83,14 +83,14 @@ def test_all_that_was_asked_for_is_measured_on_an_encoder_that_stays_as_it_was(e
 
 def test_an_encoder_that_evaluation_changed_is_refused(evaluated: Evaluated, monkeypatch: pytest.MonkeyPatch) -> None:
     learner, evaluation = evaluated()
-    fit = trainer.evaluation.fit_linear_probe
+    fit = linear.fit_linear_probe
 
     def fine_tuned(*arguments: Any, **options: Any) -> Any:
         with torch.no_grad():
             learner.encoder.conv1.weight[0, 0, 0, 0] += 1e-3
         return fit(*arguments, **options)
 
-    monkeypatch.setattr(trainer.evaluation, "fit_linear_probe", fine_tuned)
+    monkeypatch.setattr("trainer.evaluation.fit_linear_probe", fine_tuned)
     with pytest.raises(RuntimeError, match="evaluation changed the encoder"):
         evaluation.final(learner)
 
