@@ -15,7 +15,25 @@ from trainer.views.chance import Chance
 __all__ = ["Adjustments", "RandomJitter", "adjust_contrast_", "adjust_hue_", "grayscale_", "jitter_"]
 
 LUMA = (0.2989, 0.587, 0.114)  # ITU-R BT.601, as torchvision and the paper's reference code
-HUE = 3
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+
+
+def orders(first: int, *others: int) -> list[tuple[int, ...]]:
+    """Return all orders of some adjustments, each like the one before but for two places; `first` moves least."""
+    if not others:
+        return [(first,)]
+    found: list[tuple[int, ...]] = []
+    rest = orders(*others)
+    for place in range(len(others) + 1):
+        found += [(*order[:place], first, *order[place:]) for order in rest]
+        rest.reverse()
+    return found
+
+
+_PLACES = (64, 16, 4, 1)
+_RANKS = [0] * 256  # by code
+for _rank, _order in enumerate(orders(HUE, CONTRAST, SATURATION, BRIGHTNESS), start=1):  # the dearest move least
+    _RANKS[sum(place * kind for place, kind in zip(_PLACES, _order, strict=True))] = _rank
 
 
 class Adjustments(NamedTuple):
@@ -26,8 +44,9 @@ class Adjustments(NamedTuple):
     order: Tensor  # int64, the adjustment that comes 1st, 2nd, 3rd, 4th
 
     def rank(self) -> Tensor:
-        """Return a number for each view's order, (M,) int64, 1..228; views next to each other by it go together."""
-        return 1 + (self.order * torch.tensor([64, 16, 4, 1])).sum(dim=1)
+        """Return a number for each view's order, (M,) int64, 1..24; those next to each other have most in common."""
+        code_M = (self.order * torch.tensor(_PLACES)).sum(dim=1)
+        return torch.tensor(_RANKS)[code_M]
 
 
 class RandomJitter:

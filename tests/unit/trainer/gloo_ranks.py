@@ -24,7 +24,7 @@ from tests.harness.stand_in import CudaKernels
 from tests.unit.trainer.objective_oracles import OBJECTIVES, projections
 from trainer.batch_norm import GlobalBatchNorm, globalize_batch_norm, running_statistics_frozen
 from trainer.collectives import all_gather, mean_flat_, rank, world_size
-from trainer.losses import build_objective
+from trainer.losses import build_objective, similarity
 from trainer.small_messages import MAX_BYTES, SmallMessages, connected
 
 NUM_IMAGES = 12  # N; divided by every W in use
@@ -107,6 +107,7 @@ def images(*, dtype: torch.dtype = torch.float64) -> Tensor:
 
 def _work(r: int, num_ranks: int, directory: str) -> None:
     torch.set_num_threads(1)
+    similarity.CPU_TILE = (5, 7)  # so that a rank has several tiles of each kind
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     dist.init_process_group("gloo", init_method=f"file://{directory}/store", rank=r, world_size=num_ranks)
     group = dist.group.WORLD
