@@ -93,13 +93,14 @@ def jitter_(planes_CMHW: Tensor, adjustments: Adjustments) -> None:
     torchvision's `adjust_*` in the same order, in float32.
     """
     adjust = (adjust_brightness_, adjust_contrast_, adjust_saturation_, adjust_hue_)
-    amount_M4 = torch.cat([adjustments.factors, adjustments.hue[:, None]], dim=1)
-    amount_M4 = to_device(amount_M4, planes_CMHW.device, planes_CMHW.dtype)
+    amount_4M = torch.cat([adjustments.factors.T, adjustments.hue[None]])
+    amounts = to_device(amount_4M, planes_CMHW.device, planes_CMHW.dtype).unbind()
     for next_M in adjustments.order.T.tolist():
-        for kind, views in groupby(range(len(next_M)), key=next_M.__getitem__):
-            first, *others = views
-            rows = slice(first, first + 1 + len(others))
-            adjust[kind](planes_CMHW[:, rows], amount_M4[rows, kind])
+        first = 0
+        for kind, views in groupby(next_M):
+            number = sum(1 for _ in views)
+            adjust[kind](planes_CMHW.narrow(1, first, number), amounts[kind].narrow(0, first, number))
+            first += number
 
 
 def adjust_brightness_(planes_CMHW: Tensor, amount_M: Tensor) -> Tensor:
