@@ -1,7 +1,8 @@
 """Batch norm over the global batch, so that the number of ranks changes nothing (SimCLR, section 2.2).
 
-On CUDA this is torch's SyncBatchNorm. It refuses CPU tensors, so there the ranks exchange their
-statistics here: one gather a layer in forward, one in backward, added up in rank order.
+On CUDA the kernels are those of torch's SyncBatchNorm, without the wait for the device that its
+forward has in each layer. They refuse CPU tensors, so there the ranks exchange their statistics
+here: one gather a layer in forward, one in backward, added up in rank order.
 
 One rank alone computes here too. Torch's CPU kernel adds up a channel of a channels_last float32
 batch value by value, which leaves its variance off by up to 2e-4. So the kernel gets blocks of a
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
+from torch.nn.modules._functions import SyncBatchNorm as _TorchsGlobalNorm
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from trainer.collectives import all_gather, world_size
@@ -89,15 +91,22 @@ class GlobalBatchNorm(nn.SyncBatchNorm):
         """
         is_alone = world_size(self.process_group) == 1
         # Alone in a half precision, what torch's sums lose (2e-4) is far below the type's own rounding (4e-3).
-        if not self.training or (is_alone and (input.is_cuda or input.dtype.itemsize < torch.float32.itemsize)):
+        is_on_host = input.device.type == "cpu"
+        if not self.training or (is_alone and not (is_on_host and input.dtype.itemsize >= torch.float32.itemsize)):
             return _BatchNorm.forward(self, input)
-        if input.is_cuda:
-            return super().forward(input)
         self._check_input_dim(input)
-        output, mean_C, var_C, count = _GlobalNorm.apply(input, self.weight, self.bias, self.eps, self._gather)
+        return self._on_host(input) if is_on_host else self._on_device(input)
+
+    def _on_host(self, x: Tensor) -> Tensor:
+        output, mean_C, var_C, count = _GlobalNorm.apply(x, self.weight, self.bias, self.eps, self._gather)
         if self.track_running_stats:
             self._move_running_statistics(mean_C, var_C, int(count))
         return output  # type: ignore[no-any-return]
+
+    def _on_device(self, x: Tensor) -> Tensor:
+        momentum = self._counted_momentum() if self.track_running_stats else 0.0
+        running, group = (self.running_mean, self.running_var), self.process_group  # None where they are not tracked
+        return _DeviceNorm.apply(x, self.weight, self.bias, *running, self.eps, momentum, group, world_size(group))  # type: ignore[no-any-return]
 
     def _gather(self, tensor: Tensor) -> Tensor:
         if self.messages is not None and tensor.nbytes <= MAX_BYTES:
@@ -106,12 +115,18 @@ class GlobalBatchNorm(nn.SyncBatchNorm):
 
     @torch.no_grad()
     def _move_running_statistics(self, mean_C: Tensor, var_C: Tensor, count: int) -> None:
-        tracked, mean, var = self.num_batches_tracked, self.running_mean, self.running_var
-        assert tracked is not None and mean is not None and var is not None  # noqa: S101, PT018 - for the type checker
-        tracked.add_(1)
-        momentum = 1.0 / float(tracked) if self.momentum is None else self.momentum
+        mean, var = self.running_mean, self.running_var
+        assert mean is not None and var is not None  # noqa: S101, PT018 - for the type checker
+        momentum = self._counted_momentum()
         mean.mul_(1 - momentum).add_(mean_C, alpha=momentum)
         var.mul_(1 - momentum).add_(var_C, alpha=momentum * count / (count - 1))
+
+    def _counted_momentum(self) -> float:
+        """Return the weight of this batch in the running statistics, having counted it."""
+        tracked = self.num_batches_tracked
+        assert tracked is not None  # noqa: S101 - for the type checker
+        tracked.add_(1)
+        return 1.0 / float(tracked) if self.momentum is None else self.momentum
 
 
 def _global_from(norm: _BatchNorm, group: ProcessGroup | None, messages: SmallMessages | None) -> GlobalBatchNorm:
@@ -122,6 +137,39 @@ def _global_from(norm: _BatchNorm, group: ProcessGroup | None, messages: SmallMe
     for name in _STATE:
         setattr(replacement, name, getattr(norm, name))
     return replacement.train(norm.training)
+
+
+class _DeviceNorm(_TorchsGlobalNorm):
+    """Normalise on an accelerator; forward is torch's but for its look at whether a rank had no values: none has not.
+
+    Its kernels keep mean and 1 / deviation of each rank in float32 or wider, and merge them by their counts.
+    """
+
+    @staticmethod
+    def forward(  # noqa: PLR0917 - `apply` takes no keywords
+        ctx: Any,
+        x: Tensor,
+        weight_C: Tensor | None,
+        bias_C: Tensor | None,
+        running_mean_C: Tensor | None,
+        running_var_C: Tensor | None,
+        eps: float,
+        momentum: float,
+        group: ProcessGroup,
+        num_ranks: int,
+    ) -> Tensor:
+        del num_ranks  # that of the group; backward is torch's, and returns a gradient for each argument of its forward
+        x = x.contiguous(memory_format=_layout(x))
+        mean_C, inverse_C = torch.batch_norm_stats(x, eps)
+        count = mean_C.new_full((1,), x.numel() // x.shape[1])
+        ranks_WM = all_gather(torch.cat([mean_C, inverse_C, count]), group=group)
+        mean_WC, inverse_WC, count_W1 = (part.contiguous() for part in torch.split(ranks_WM, x.shape[1], dim=1))
+        mean_C, inverse_C = torch.batch_norm_gather_stats_with_counts(
+            x, mean_WC, inverse_WC, running_mean_C, running_var_C, momentum, eps, count_W1.flatten()
+        )
+        ctx.save_for_backward(x, weight_C, mean_C, inverse_C, count_W1.to(torch.int32))
+        ctx.process_group = group
+        return torch.batch_norm_elemt(x, weight_C, bias_C, mean_C, inverse_C, eps)
 
 
 class _GlobalNorm(torch.autograd.Function):

@@ -224,8 +224,8 @@ def _loss_bytes(spec: PretrainSpec, *, num_images: int, width_of_z: int, device:
     if spec.method == "supervised":
         return 0
     own, every = 2 * num_images, 2 * spec.batch_size
-    tile = CPU_TILE if device.type == "cpu" else DEVICE_TILE
-    tiles = NUM_TILES * min(own, tile) * min(every, tile) + min(own * every, MAX_KEPT)
+    height, width = CPU_TILE if device.type == "cpu" else DEVICE_TILE
+    tiles = NUM_TILES * min(own, height) * min(every, width) + min(own * every, MAX_KEPT)
     return (width_of_z * (every + NUM_ROWS * own) + tiles) * (8 if spec.precision == "float64" else 4)
 
 

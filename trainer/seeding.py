@@ -48,7 +48,7 @@ def uniform(*, seed: int, epoch: int, sample_ids_B: Tensor, view: int | Tensor, 
     Args:
         seed: Of the run, 0..2**63 - 1.
         epoch: Counted from 0.
-        sample_ids_B: int64, on the device where the numbers are wanted.
+        sample_ids_B: int64, on the CPU, as the numbers will be.
         view: 0 or 1 for all rows, or (B,) int64, one for each.
         stream: Names the purpose, >= 0; different streams are independent.
         count: Numbers for each row.
@@ -75,7 +75,7 @@ def draw_keys(*, seed: int, epoch: int, sample_ids_B: Tensor, view: int | Tensor
 
 def uniform_of(keys_B: Tensor, *, count: int) -> Tensor:
     """Return (B, count) float64 in [0, 1): the first numbers of each key."""
-    return _shifted_right(_bits(keys_B, count=count), 11).to(torch.float64).mul_(2.0**-53)
+    return torch.from_numpy((_words(_bits(keys_B, count=count)) >> 11) * 2.0**-53)
 
 
 def normal_of(keys_B: Tensor, *, count: int) -> Tensor:
@@ -86,8 +86,7 @@ def normal_of(keys_B: Tensor, *, count: int) -> Tensor:
     """
     words = _bits(keys_B, count=(count + 3) // 4)
     indices = words.view(torch.int16)[:, :count].to(torch.int64) + NUM_QUANTILES // 2
-    quantiles: Tensor = _normal_quantiles().to(indices.device)
-    return quantiles[indices]
+    return _normal_quantiles()[indices]
 
 
 def permutation(*, seed: int, epoch: int, size: int) -> NDArray[np.int64]:
@@ -122,17 +121,23 @@ class Uninitialised(TorchFunctionMode):
 
 def _bits(keys_B: Tensor, *, count: int) -> Tensor:
     """Return (B, count) int64 of independent random bits."""
-    counters = torch.arange(1, count + 1, device=keys_B.device) * _signed(WEYL)
+    counters = torch.arange(1, count + 1) * _signed(WEYL)
     return _mixed_(keys_B[:, None] + counters)
 
 
 def _mixed_(bits: Tensor) -> Tensor:
     """Mix the bits of each int64 in place, and return it; SplitMix64's output function."""
+    words = _words(bits)
     for shift, factor in SHIFTS_AND_FACTORS:
-        bits.bitwise_xor_(_shifted_right(bits, shift))
+        words ^= words >> shift
         if factor != 1:
-            bits.mul_(_signed(factor))
+            words *= np.uint64(factor)
     return bits
+
+
+def _words(bits: Tensor) -> NDArray[np.uint64]:
+    """Return the memory of int64 on the CPU as unsigned: a shift brings zeros, and NumPy is quick with so few."""
+    return bits.numpy().view(np.uint64)
 
 
 def _mixed_int(word: int) -> int:
@@ -141,11 +146,6 @@ def _mixed_int(word: int) -> int:
     for shift, factor in SHIFTS_AND_FACTORS:
         word = ((word ^ (word >> shift)) * factor) & MASK_64
     return word
-
-
-def _shifted_right(bits: Tensor, shift: int) -> Tensor:
-    """Return a logical shift: torch's own copies the sign."""
-    return (bits >> shift).bitwise_and_((1 << (64 - shift)) - 1)
 
 
 def _signed(word: int) -> int:

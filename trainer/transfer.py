@@ -8,12 +8,13 @@ from torch import Tensor
 __all__ = ["to_device"]
 
 
-def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return a host tensor on `device`; itself where that is the host.
+def to_device(tensor: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """Return a host tensor on `device`, as `dtype` if one is given; itself where nothing changes.
 
-    On CUDA the copy starts from pinned memory and joins the device's queue: a plain `.to` would
-    first wait for all that was queued before it.
+    To an accelerator the copy starts from pinned memory and joins the device's queue: a plain `.to`
+    would first wait for all that was queued before it.
     """
-    if device.type != "cuda":
-        return tensor.to(device)
+    tensor = tensor.to(dtype or tensor.dtype)
+    if device.type == "cpu":
+        return tensor
     return tensor.pin_memory().to(device, non_blocking=True)

@@ -1,7 +1,8 @@
-"""A real directory storage that can be taken away."""
+"""Real directory storages that can be taken away, or held."""
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 from trainer.storage import DirectoryStorage
@@ -21,3 +22,15 @@ class LosableStorage(DirectoryStorage):
     def _answer(self) -> None:
         if self.is_down:
             raise OSError("storage does not answer")
+
+
+class HeldStorage(DirectoryStorage):
+    """A storage in which writes wait to be let go."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.let_go = threading.Event()
+
+    def write(self, key: str, data: bytes) -> None:
+        self.let_go.wait()
+        super().write(key, data)

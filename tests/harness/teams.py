@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import tempfile
-import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
@@ -51,32 +51,28 @@ def train_trial(team: Team, spec: dict[str, Any], context: dict[str, Any]) -> No
     train(PretrainSpec.model_validate(spec), TrialContext.model_validate(context), team)
 
 
-def train_until_killed(team: Team, spec: dict[str, Any], context: dict[str, Any], kill_after_step: int) -> None:
-    """Train, and kill this process outright once rank 0 has made so many steps."""
+def train_until_killed(
+    team: Team, spec: dict[str, Any], context: dict[str, Any], kill_after_step: int, victim: int = 0
+) -> None:
+    """Train with a checkpoint after every step, and kill one rank outright once it has made so many steps.
+
+    The checkpoint two steps before is there by then, and that of the step before may be.
+    """
     import trainer.loop
     import trainer.scribe
 
-    trainer.scribe.CHECKPOINT_EVERY_S = 0.0  # at every step that finds the writer idle
     recorded = trainer.loop.Run._read
 
     def read_then_die(run: Any, unread: Any) -> bool:
         should_stop = recorded(run, unread)
-        if run.last_step >= kill_after_step:
-            if team.is_first:
-                wait_for_checkpoint(Path(context["storage"]))
+        if run.last_step >= kill_after_step and team.rank == victim:
             os.kill(os.getpid(), signal.SIGKILL)
         return should_stop
 
-    trainer.loop.Run._read = read_then_die  # type: ignore[assignment,method-assign] # its last act is changed
-    train_trial(team, spec, context)
-
-
-def wait_for_checkpoint(storage: Path, *, timeout_s: float = 20.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not list(storage.rglob("manifest-*.json")):
-        if time.monotonic() > deadline:
-            raise TimeoutError("no checkpoint was written")
-        time.sleep(0.05)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer.scribe.Scribe, "is_checkpoint_due", lambda scribe, score=None: True)  # noqa: ARG005 - its arguments
+        patch.setattr(trainer.loop.Run, "_read", read_then_die)
+        train_trial(team, spec, context)
 
 
 def trial_context(folder: Path, datasets: str | Path, *, attempt: int = 1, name: str = "exp_1") -> dict[str, Any]:

@@ -36,6 +36,11 @@ def outcome(context: dict[str, Any], *, steps: int) -> tuple[list[float], dict[s
     return list(losses.values()), checkpoint.tensors
 
 
+def starts(context: dict[str, Any]) -> list[int]:
+    """Return the step behind which each start of a run began, as what each says of itself has it; 0 is from scratch."""
+    return [step if step > 1 else 0 for step in series(context, "parity_error")]
+
+
 def largest_difference(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> float:
     assert first.keys() == second.keys()
     return max(float((first[name].double() - second[name].double()).abs().max()) for name in first)

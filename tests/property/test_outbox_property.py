@@ -124,5 +124,5 @@ class Trials(RuleBasedStateMachine):
         self.each_step_once_without_gaps()
 
 
-Trials.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+Trials.TestCase.settings = settings(max_examples=400, stateful_step_count=30, deadline=None)
 TestOutbox = Trials.TestCase

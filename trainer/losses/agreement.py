@@ -65,17 +65,17 @@ def agreement_of(views: Views, *, temperature: float) -> Agreement:
 
 def _tiles_across(views: Views) -> Iterator[Tile]:
     """Yield tiles of first views against second views, so that each own row meets the N of the other side."""
-    half, side = views.num_images, views.tile_side
-    first_views, second_views = list(spans(0, half, side)), list(spans(half, 2 * half, side))
-    for rows in first_views:
-        for own in second_views:
+    half, (height, width) = views.num_images, views.tile_shape
+    firsts, seconds = (0, half), (half, 2 * half)
+    for rows in spans(*firsts, height):
+        for own in spans(*seconds, width):
             yield Tile(rows, slice(views.first + own.start, views.first + own.stop), own)
     for base in range(0, len(views.all_2ND), views.num_own):
         if base == views.first:
             continue
-        for anchors, others in ((first_views, second_views), (second_views, first_views)):
-            for rows in anchors:
-                for columns in others:
+        for anchors, others in ((firsts, seconds), (seconds, firsts)):
+            for rows in spans(*anchors, height):
+                for columns in spans(*others, width):
                     yield Tile(rows, slice(base + columns.start, base + columns.stop), None)
 
 

@@ -4,10 +4,11 @@ No more than one tile of the 2B x 2N similarity matrix exists at a time. The mat
 own views is symmetric, so only tiles on and above its diagonal are made, and each serves its rows
 and its columns; the tiles against other ranks' views serve their rows.
 
-                own views   | views of the other ranks
-    own views   [d m m]     |  [r r r] [r r r]
-                [  d m]     |  [r r r] [r r r]       d: diagonal   m: mirrored   r: rows only
-                [    d]     |  [r r r] [r r r]
+                own views    | views of the other ranks
+    own views   [d m m m]    |  [r r r r] [r r r r]
+                [  d m m]    |  [r r r r] [r r r r]      d: diagonal, square   m: mirrored   r: rows only
+                [    d m]    |  [r r r r] [r r r r]      m and r: many times as wide as high
+                [      d]    |  [r r r r] [r r r r]
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ __all__ = ["Tile", "Views", "check_projections", "check_temperature", "normalize
 
 MIN_LENGTH = 1e-12  # a shorter row has no direction
 MAX_PLAIN_EXPONENT = 64.0  # exp(+-64) and sums of a billion of them are normal float32 numbers
-CPU_TILE = 512  # rows; a float32 tile of 1 MiB stays in cache
-DEVICE_TILE = 4096  # rows; elsewhere launching a kernel costs more than a cache miss
+CPU_TILE = (256, 2048)  # rows and columns; a float32 tile of 2 MiB stays in cache
+DEVICE_TILE = (4096, 4096)  # elsewhere launching a kernel costs more than a cache miss
 
 
 def check_projections(z_2BD: Tensor) -> None:
@@ -62,9 +63,9 @@ def normalized_backward(gradient_2BD: Tensor, unit_2BD: Tensor, length_2B1: Tens
     return gradient_2BD.addcmul_(unit_2BD, radial_2B1, value=-1.0).div_(length_2B1)
 
 
-def spans(start: int, stop: int, side: int) -> Iterator[slice]:
-    """Return slices of at most `side` that cover start..stop."""
-    return (slice(low, min(low + side, stop)) for low in range(start, stop, side))
+def spans(start: int, stop: int, length: int) -> Iterator[slice]:
+    """Return slices of at most `length` that cover start..stop."""
+    return (slice(low, min(low + length, stop)) for low in range(start, stop, length))
 
 
 @dataclass(frozen=True)
@@ -138,24 +139,25 @@ class Views:
 
     def add_positives_(self, target_2BD: Tensor, weight_2B1: Tensor | float) -> None:
         """Add to each own row of `target_2BD` its positive times `weight_2B1`, in place."""
-        weight_2B1 = torch.as_tensor(weight_2B1).to(target_2BD).expand(self.num_own, 1)
+        if not isinstance(weight_2B1, Tensor):
+            weight_2B1 = target_2BD.new_full((1, 1), weight_2B1)  # made on the device: a copy would wait for it
+        weight_2B1 = weight_2B1.expand(self.num_own, 1)
         positives = reversed(self.own_2BD.chunk(2))
         for target_BD, positive_BD, weight_B1 in zip(target_2BD.chunk(2), positives, weight_2B1.chunk(2), strict=True):
             target_BD.addcmul_(positive_BD, weight_B1)
 
     @property
-    def tile_side(self) -> int:
+    def tile_shape(self) -> tuple[int, int]:
         """Return the most rows and columns of a tile."""
         return CPU_TILE if self.all_2ND.device.type == "cpu" else DEVICE_TILE
 
     def tiles(self) -> Iterator[Tile]:
         """Yield, in fixed order, the tiles that together give each own row all columns."""
-        side, stop = self.tile_side, self.first + self.num_own
-        own = list(spans(0, self.num_own, side))
-        others = [*spans(0, self.first, side), *spans(stop, len(self.all_2ND), side)]
-        for index, rows in enumerate(own):
-            for mirror in own[index:]:
-                yield Tile(rows, slice(self.first + mirror.start, self.first + mirror.stop), mirror)
+        height, width = self.tile_shape
+        others = [*spans(0, self.first, width), *spans(self.first + self.num_own, len(self.all_2ND), width)]
+        for rows in spans(0, self.num_own, height):
+            for own in (rows, *spans(rows.stop, self.num_own, width)):
+                yield Tile(rows, slice(self.first + own.start, self.first + own.stop), own)
             for columns in others:
                 yield Tile(rows, columns, None)
 

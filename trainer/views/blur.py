@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from trainer.spec import GaussianBlur
+from trainer.transfer import to_device
 from trainer.views.chance import Chance
 
 __all__ = ["RandomBlur", "blur", "blur_radius"]
@@ -48,10 +49,10 @@ def blur(planes_CMHW: Tensor, sigma_M: Tensor, *, radius: int) -> Tensor:
     """
     order_M = sigma_M.argsort(descending=True, stable=True)
     weights_MK = _weights(sigma_M[order_M], radius=radius, dtype=planes_CMHW.dtype)
-    blurred = planes_CMHW.index_select(1, order_M.to(planes_CMHW.device))
+    blurred = planes_CMHW.index_select(1, to_device(order_M, planes_CMHW.device))
     for dim in (2, 3):
         blurred = _blur_along(blurred, weights_MK, dim=dim)
-    return blurred.index_select(1, order_M.argsort().to(planes_CMHW.device))
+    return blurred.index_select(1, to_device(order_M.argsort(), planes_CMHW.device))
 
 
 def _blur_along(planes_CMHW: Tensor, weights_MK: Tensor, *, dim: int) -> Tensor:
@@ -59,7 +60,8 @@ def _blur_along(planes_CMHW: Tensor, weights_MK: Tensor, *, dim: int) -> Tensor:
     side, radius = planes_CMHW.shape[dim], weights_MK.shape[1] - 1
     border = [0, 0, radius, radius] if dim == 2 else [radius, radius, 0, 0]  # noqa: PLR2004 - H
     padded = functional.pad(planes_CMHW, border, mode="reflect")
-    middle, *taps = weights_MK.T.contiguous().to(planes_CMHW)[:, :, None, None].unbind(0)
+    weights_KM = to_device(weights_MK.T.contiguous(), planes_CMHW.device, planes_CMHW.dtype)
+    middle, *taps = weights_KM[:, :, None, None].unbind(0)
     total = planes_CMHW * middle
     for distance, num_views in enumerate(weights_MK[:, 1:].count_nonzero(dim=0).tolist(), start=1):
         if num_views == 0:

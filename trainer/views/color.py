@@ -9,12 +9,31 @@ import torch
 from torch import Tensor
 
 from trainer.spec import ColorJitter
+from trainer.transfer import to_device
 from trainer.views.chance import Chance
 
 __all__ = ["Adjustments", "RandomJitter", "adjust_contrast_", "adjust_hue_", "grayscale_", "jitter_"]
 
 LUMA = (0.2989, 0.587, 0.114)  # ITU-R BT.601, as torchvision and the paper's reference code
-HUE = 3
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+
+
+def orders(first: int, *others: int) -> list[tuple[int, ...]]:
+    """Return all orders of some adjustments, each like the one before but for two places; `first` moves least."""
+    if not others:
+        return [(first,)]
+    found: list[tuple[int, ...]] = []
+    rest = orders(*others)
+    for place in range(len(others) + 1):
+        found += [(*order[:place], first, *order[place:]) for order in rest]
+        rest.reverse()
+    return found
+
+
+_PLACES = (64, 16, 4, 1)
+_RANKS = [0] * 256  # by code
+for _rank, _order in enumerate(orders(HUE, CONTRAST, SATURATION, BRIGHTNESS), start=1):  # the dearest move least
+    _RANKS[sum(place * kind for place, kind in zip(_PLACES, _order, strict=True))] = _rank
 
 
 class Adjustments(NamedTuple):
@@ -25,8 +44,9 @@ class Adjustments(NamedTuple):
     order: Tensor  # int64, the adjustment that comes 1st, 2nd, 3rd, 4th
 
     def rank(self) -> Tensor:
-        """Return a number for each view's order, (M,) int64, 1..228; views next to each other by it go together."""
-        return 1 + (self.order * torch.tensor([64, 16, 4, 1])).sum(dim=1)
+        """Return a number for each view's order, (M,) int64, 1..24; those next to each other have most in common."""
+        code_M = (self.order * torch.tensor(_PLACES)).sum(dim=1)
+        return torch.tensor(_RANKS)[code_M]
 
 
 class RandomJitter:
@@ -73,12 +93,14 @@ def jitter_(planes_CMHW: Tensor, adjustments: Adjustments) -> None:
     torchvision's `adjust_*` in the same order, in float32.
     """
     adjust = (adjust_brightness_, adjust_contrast_, adjust_saturation_, adjust_hue_)
-    amount_M4 = torch.cat([adjustments.factors, adjustments.hue[:, None]], dim=1).to(planes_CMHW)
+    amount_4M = torch.cat([adjustments.factors.T, adjustments.hue[None]])
+    amounts = to_device(amount_4M, planes_CMHW.device, planes_CMHW.dtype).unbind()
     for next_M in adjustments.order.T.tolist():
-        for kind, views in groupby(range(len(next_M)), key=next_M.__getitem__):
-            first, *others = views
-            rows = slice(first, first + 1 + len(others))
-            adjust[kind](planes_CMHW[:, rows], amount_M4[rows, kind])
+        first = 0
+        for kind, views in groupby(next_M):
+            number = sum(1 for _ in views)
+            adjust[kind](planes_CMHW.narrow(1, first, number), amounts[kind].narrow(0, first, number))
+            first += number
 
 
 def adjust_brightness_(planes_CMHW: Tensor, amount_M: Tensor) -> Tensor:
@@ -117,7 +139,9 @@ def adjust_hue_(planes_CMHW: Tensor, amount_M: Tensor) -> Tensor:
     chroma.sub_(low)
     hue = (green + blue).sub_(red).sub_(low).div_(chroma.clamp(min=torch.finfo(chroma.dtype).tiny)).add_(1)
     torch.copysign(hue, green.sub_(blue), out=hue)  # -3..3
-    turned_CM = 6 * amount_M.to(hue) - torch.tensor([[0], [2], [-2]]).to(hue)  # from red, green and blue
+    turned_CM = 6 * amount_M.to(hue) - to_device(
+        torch.tensor([[0], [2], [-2]]), hue.device, hue.dtype
+    )  # from red, green and blue
     turned_CM11 = (turned_CM - 6 * (turned_CM / 6).round())[:, :, None, None]  # -3..3
     torch.add(hue, turned_CM11, out=planes_CMHW)
     planes_CMHW.abs_().sub_(3).abs_().clamp_(1, 2)  # 3 - distance, around the circle

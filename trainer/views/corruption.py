@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from trainer.seeding import normal_of
 from trainer.spec import Cutout, GaussianNoise
+from trainer.transfer import to_device
 from trainer.views.chance import Chance
 
 __all__ = ["AddNoise", "EdgeFilter", "RandomCutout", "Squares", "cut_out_", "sobel"]
@@ -52,7 +53,8 @@ def cut_out_(planes_CMHW: Tensor, squares: Squares) -> None:
     pixel_S = torch.arange(planes_CMHW.shape[-1])
     covered_MH = (pixel_S >= squares.top[:, None]) & (pixel_S < squares.bottom[:, None])
     covered_MW = (pixel_S >= squares.left[:, None]) & (pixel_S < squares.right[:, None])
-    covered = covered_MH[:, :, None].to(planes_CMHW) * covered_MW[:, None, :].to(planes_CMHW)
+    device, dtype = planes_CMHW.device, planes_CMHW.dtype
+    covered = to_device(covered_MH[:, :, None], device, dtype) * to_device(covered_MW[:, None, :], device, dtype)
     planes_CMHW.mul_(1 - covered).add_(covered.mul_(GREY))
 
 
@@ -70,8 +72,8 @@ class AddNoise:
         """Return the noisy views; torchvision's `gaussian_noise` of the same noise, to rounding."""
         num_channels, _, height, width = planes_CMHW.shape
         noise_MX = normal_of(drawn[0], count=num_channels * height * width).mul_(self._std)
-        noise_CMHW = noise_MX.to(planes_CMHW).view(-1, num_channels, height, width).transpose(0, 1)
-        return planes_CMHW.add_(noise_CMHW).clamp_(0, 1)
+        noise_MX = to_device(noise_MX, planes_CMHW.device, planes_CMHW.dtype)
+        return planes_CMHW.add_(noise_MX.view(-1, num_channels, height, width).transpose(0, 1)).clamp_(0, 1)
 
 
 class EdgeFilter:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from trainer.spec import CropResize
+from trainer.transfer import to_device
 from trainer.views.chance import Chance
 
 __all__ = ["Boxes", "RandomCrop", "crop_resize"]
@@ -83,10 +84,10 @@ def _resized_rows(planes_CMHW: Tensor, low_MH: Tensor, high_MH: Tensor, weight_M
     plane_CM1 = torch.arange(num_channels * num_views).reshape(num_channels, num_views, 1) * side
     rows = planes_CMHW.reshape(-1, side)
     low, high = (
-        rows.index_select(0, (plane_CM1 + index_MH).flatten().to(rows.device)).view(planes_CMHW.shape)
+        rows.index_select(0, to_device((plane_CM1 + index_MH).flatten(), rows.device)).view(planes_CMHW.shape)
         for index_MH in (low_MH, high_MH)
     )
-    return low.lerp_(high, weight_MH[:, :, None].to(low))
+    return low.lerp_(high, to_device(weight_MH[:, :, None], low.device, low.dtype))
 
 
 def _taps(start_M: Tensor, length_M: Tensor, *, side: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from trainer.spec import Operation, ViewsSpec
+from trainer.transfer import to_device
 from trainer.views.chance import Chance
 from trainer.views.color import Adjustments
 from trainer.views.rows import changed, put_, rows_where
@@ -87,7 +88,7 @@ class ViewDrawer:
         stages = self._drawn(chance)
         is_cached = images_BHWC.device.type == "cpu"
         for rows in self._blocks(stages, num_views=len(views_MCHW), is_cached=is_cached):
-            device_rows = rows.to(images_BHWC.device)
+            device_rows = to_device(rows, images_BHWC.device)
             images_MHWC = images_BHWC.index_select(0, device_rows % len(images_BHWC))
             planes_CMHW = _planes(images_MHWC, dtype=self._dtype)
             for stage in stages:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from trainer.transfer import to_device
 from trainer.views.chance import Chance
 
 __all__ = ["Mirror", "RandomTurn", "turn"]
@@ -40,6 +41,6 @@ def turn(planes_CMHW: Tensor, quarters_M: Tensor) -> Tensor:
     """Return the views turned counter-clockwise; torchvision's `rotate` by 90 * `quarters_M`, exactly."""
     turned = planes_CMHW.clone()
     for quarters in (1, 2, 3):
-        rows = (quarters_M == quarters).nonzero()[:, 0].to(planes_CMHW.device)
+        rows = to_device((quarters_M == quarters).nonzero()[:, 0], planes_CMHW.device)
         turned.index_copy_(1, rows, torch.rot90(planes_CMHW.index_select(1, rows), quarters, (2, 3)))
     return turned

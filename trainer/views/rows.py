@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from trainer.transfer import to_device
+
 __all__ = ["Rows", "changed", "put_", "rows_where"]
 
 Rows = slice | Tensor  # int64 on the CPU
@@ -29,13 +31,13 @@ def put_(target_MHW: Tensor, rows_K: Tensor, images_KHW: Tensor) -> None:
         for row, image_HW in zip(rows_K.tolist(), images_KHW, strict=True):
             target_MHW[row].copy_(image_HW)
     else:
-        target_MHW.index_copy_(0, rows_K.to(target_MHW.device), images_KHW)
+        target_MHW.index_copy_(0, to_device(rows_K, target_MHW.device), images_KHW)
 
 
 def changed(planes_CMHW: Tensor, rows: Rows, change: Callable[[Tensor], Tensor]) -> Tensor:
     """Return the views with some replaced by what `change` makes of them; all may be overwritten."""
     if isinstance(rows, Tensor):
-        device_rows = rows.to(planes_CMHW.device)
+        device_rows = to_device(rows, planes_CMHW.device)
         return planes_CMHW.index_copy_(1, device_rows, change(planes_CMHW.index_select(1, device_rows)))
     if rows.start == rows.stop:
         return planes_CMHW

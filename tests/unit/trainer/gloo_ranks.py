@@ -11,6 +11,7 @@ import tempfile
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +20,11 @@ from torch.distributed import ProcessGroup
 from torch.multiprocessing import get_context
 from torch.multiprocessing.spawn import start_processes
 
+from tests.harness.stand_in import CudaKernels
 from tests.unit.trainer.objective_oracles import OBJECTIVES, projections
-from trainer.batch_norm import globalize_batch_norm, running_statistics_frozen
+from trainer.batch_norm import GlobalBatchNorm, globalize_batch_norm, running_statistics_frozen
 from trainer.collectives import all_gather, mean_flat_, rank, world_size
-from trainer.losses import build_objective
+from trainer.losses import build_objective, similarity
 from trainer.small_messages import MAX_BYTES, SmallMessages, connected
 
 NUM_IMAGES = 12  # N; divided by every W in use
@@ -105,6 +107,7 @@ def images(*, dtype: torch.dtype = torch.float64) -> Tensor:
 
 def _work(r: int, num_ranks: int, directory: str) -> None:
     torch.set_num_threads(1)
+    similarity.CPU_TILE = (5, 7)  # so that a rank has several tiles of each kind
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     dist.init_process_group("gloo", init_method=f"file://{directory}/store", rank=r, world_size=num_ranks)
     group = dist.group.WORLD
@@ -121,6 +124,7 @@ def _work(r: int, num_ranks: int, directory: str) -> None:
         "collectives": _collectives(r, group),
         "objectives": {name: _objective(name, r, group) for name in OBJECTIVES},
         "net": trained(images(), group=group),
+        "device net": _trained_as_on_a_device(group),
         "half": _half_precision_norm(r, group),
     }
     torch.save(copy.deepcopy(found), Path(directory) / f"{r}.pt")
@@ -165,6 +169,12 @@ def _collectives(r: int, group: ProcessGroup) -> dict[str, Any]:
         "means": tensors,
         "is_in_place": pointers == [tensor.data_ptr() for tensor in tensors],
     }
+
+
+def _trained_as_on_a_device(group: ProcessGroup) -> dict[str, Tensor]:
+    """Return what `trained` does, batch norm being put together as it is on CUDA."""
+    with CudaKernels(), patch.object(GlobalBatchNorm, "_on_host", GlobalBatchNorm._on_device):
+        return trained(images(), group=group)
 
 
 def _objective(name: str, r: int, group: ProcessGroup) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from trainer.losses import build_objective, similarity
 from trainer.losses.agreement import agreement
 
 
-@pytest.fixture(params=[512, 5], ids=["one tile", "many tiles"])
+@pytest.fixture(params=[(512, 512), (5, 7)], ids=["one tile", "many tiles"])
 def tile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(similarity, "CPU_TILE", request.param)
 

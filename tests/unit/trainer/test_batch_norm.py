@@ -62,6 +62,18 @@ def test_the_light_path_gives_the_bits_of_the_group(num_ranks: int) -> None:
         assert all(torch.equal(found["light"]["net"][name], value) for name, value in found["net"].items())
 
 
+@pytest.mark.parametrize("num_ranks", [2, 4])
+def test_put_together_of_the_kernels_of_a_device_it_computes_the_same(num_ranks: int) -> None:
+    alone = trained(images(), group=None)
+    found = [found["device net"] for found in ranks(num_ranks)]
+    for name in alone:
+        if name.startswith(("z ", "x.grad")):
+            _assert_same(whole([part[name] for part in found]), alone[name], name)
+        else:
+            for part in found:
+                _assert_same(part[name], alone[name], name)
+
+
 def test_half_precision_input_keeps_its_type_and_float32_statistics() -> None:
     norm, x = nn.BatchNorm2d(3), images(dtype=torch.float32).bfloat16().requires_grad_()
     y = norm(x)

@@ -70,12 +70,6 @@ def test_a_view_is_the_same_to_the_bit_alone_and_in_a_batch(
         assert torch.equal(alone, together[[index, index + len(IDS)]])
 
 
-@pytest.mark.parametrize("operations", LISTS, ids=NAMES)
-def test_drawing_asks_no_pixel_for_anything(operations: tuple[Operation, ...]) -> None:
-    """On tensors without data whatever asks for a value fails."""
-    assert draw(operations, "meta").shape == (2 * len(IDS), 3, SIDE, SIDE)
-
-
 @pytest.mark.parametrize("device", DEVICES, ids=str)
 @pytest.mark.parametrize("operations", LISTS, ids=NAMES)
 def test_drawing_makes_the_host_wait_for_nothing(operations: tuple[Operation, ...], device: torch.device) -> None:

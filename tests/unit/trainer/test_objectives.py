@@ -10,7 +10,7 @@ from tests.unit.trainer.objective_oracles import OBJECTIVES, projections, value_
 from trainer.losses import build_objective, similarity
 
 
-@pytest.fixture(params=[512, 5], ids=["one tile", "many tiles"])
+@pytest.fixture(params=[(512, 512), (5, 7)], ids=["one tile", "many tiles"])
 def tile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(similarity, "CPU_TILE", request.param)
 

@@ -14,11 +14,15 @@ import torch
 
 import trainer.learner
 from tests.harness.teams import run_team
+from trainer import parity
 from trainer.batch_norm import BLOCK_IMAGES
 from trainer.data.prepare import prepare
-from trainer.learner import prepare_learner
+from trainer.learner import build_learner, prepare_learner
+from trainer.optim import build_optimizer
 from trainer.parity import TOLERANCES, gradient_error, team_parity
+from trainer.precision import resolve_precision
 from trainer.spec import PretrainSpec
+from trainer.step import Stepper
 from trainer.team import Team
 
 pytestmark = pytest.mark.slow
@@ -71,7 +75,7 @@ def batch_norm_of_each_worker_alone() -> Iterator[None]:
 def check_team(team: Team, datasets: str, folder: str) -> None:
     """Write what each kind of run finds, what a broken one finds, and whether weights were left alone."""
 
-    def parity(changes: dict[str, Any], after: str = "") -> float | None:
+    def found(changes: dict[str, Any], after: str = "") -> float | None:
         spec = PretrainSpec.model_validate(RUN | changes)
         dataset = prepare(
             "shapes",
@@ -91,10 +95,10 @@ def check_team(team: Team, datasets: str, folder: str) -> None:
         assert all(parameter.grad is None for parameter in learner.parameters())
         return error
 
-    errors = {name: parity(changes) for name, changes in SOUND.items()}
-    errors["other weights"] = parity({}, after="other weights")
+    errors = {name: found(changes) for name, changes in SOUND.items()}
+    errors["other weights"] = found({}, after="other weights")
     with batch_norm_of_each_worker_alone():
-        errors["broken"] = parity({})
+        errors["broken"] = found({})
     (Path(folder) / f"errors-{team.rank}.json").write_text(json.dumps(errors))
 
 
@@ -114,3 +118,47 @@ def test_one_worker_is_its_own_measure(datasets_dir: Path, tmp_path: Path) -> No
     dataset = prepare("shapes", image_size=16, cache_dir=tmp_path, datasets_dir=datasets_dir, validation_ratio=0.1)
     learner = prepare_learner(spec, num_classes=4, team=Team(), dtype=torch.float32)
     assert team_parity(spec, learner, dataset, Team()) == 0
+
+
+# --- at points along a run ------------------------------------------------------------------------
+
+
+def check_along_a_run(team: Team, folder: str) -> None:
+    """Train on a team, and write the parity in float32 at the weights before some of its steps."""
+    spec = PretrainSpec.model_validate(
+        BASE | {"encoder": {"name": "resnet8"}, "precision": "float32", "batch_size": 2 * BLOCK_IMAGES}
+    )
+    learner = prepare_learner(spec, num_classes=None, team=team, dtype=torch.float32)
+    precision = resolve_precision("float32", team.device)
+    optimizer = build_optimizer(spec.optim, learner)
+    stepper = Stepper(learner, optimizer, team=team, precision=precision, micro_batch=None)
+    errors = {}
+    for step in range(11):
+        generator = torch.Generator().manual_seed(step)
+        images_NHWC = torch.randint(0, 256, (spec.batch_size, 16, 16, 3), generator=generator, dtype=torch.uint8)
+        if step in (1, 5, 10):
+            errors[step] = parity_at(learner, spec, team, images_NHWC)
+        views_2NCHW = torch.cat([images_NHWC, images_NHWC.flip(2)]).permute(0, 3, 1, 2) / 255
+        halves = [half[team.share(spec.batch_size)] for half in views_2NCHW.chunk(2)]
+        stepper(torch.cat(halves), None, learning_rate=20.0, wishes_stop=False)
+    if team.is_first:
+        moved = build_learner(spec, num_classes=None, group=None).encoder.conv1.weight - learner.encoder.conv1.weight
+        (Path(folder) / "errors.json").write_text(json.dumps([errors, float(moved.detach().norm())]))
+
+
+def parity_at(learner: Any, spec: PretrainSpec, team: Team, images_NHWC: torch.Tensor) -> float:
+    """Return by how much gradients of copies in float32, of the team and of one, differ."""
+
+    def gradient(of: Team) -> dict[str, torch.Tensor]:
+        copy = prepare_learner(spec, num_classes=None, team=of, dtype=torch.float32)
+        copy.load_state_dict(learner.state_dict())
+        return parity._gradient(copy, spec, of, images_NHWC, None, dtype=torch.float32)
+
+    return parity._relative_error(gradient(team), gradient(Team()))
+
+
+def test_along_a_run_in_float32_the_gradient_from_the_same_weights_is_that_of_one(tmp_path: Path) -> None:
+    run_team(2, check_along_a_run, str(tmp_path))
+    errors, moved = json.loads((tmp_path / "errors.json").read_text())
+    assert moved > 0.5  # of a length of 2.5
+    assert all(0 < error <= 1e-5 for error in errors.values()), errors

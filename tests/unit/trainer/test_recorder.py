@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.harness.teams import train_trial, trial_context
+from tests.harness.trajectories import series
 from trainer.context import TrialContext
 from trainer.errors import StorageUnavailable, Superseded
 from trainer.fence import take_fence
@@ -17,6 +21,7 @@ from trainer.mlflow_runs import RunDescription, flatten
 from trainer.outbox import Outbox
 from trainer.recorder import TrialRecorder
 from trainer.storage import Storage, open_storage
+from trainer.team import Team
 
 
 @pytest.fixture
@@ -71,6 +76,32 @@ def test_a_black_hole_costs_no_step_anything_and_every_point_is_kept(
     again.metrics(101, {"loss": 0.5})
     assert again.close(drain_s=0) is True
     assert kept_steps(tmp_path) == list(range(1, 102))
+
+
+@pytest.mark.slow  # MLflow is imported
+def test_only_the_senders_thread_of_a_run_talks_to_mlflow(
+    tmp_path: Path, datasets_dir: Path, black_hole: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr("trainer.loop.DRAIN_S", 1.0)
+    importlib.import_module("mlflow")  # else the sender would spend the run on it, and never connect
+    callers, connect = [], socket.socket.connect
+
+    def noted(connecting: socket.socket, address: Any) -> None:
+        callers.append((threading.current_thread().name, address))
+        connect(connecting, address)
+
+    monkeypatch.setattr(socket.socket, "connect", noted)
+    spec = {"data": {"dataset": "shapes", "image_size": 16}, "encoder": {"name": "resnet8"}, "batch_size": 48}
+    context = trial_context(tmp_path / "run", datasets_dir) | {"mlflow_uri": black_hole}
+    train_trial(Team(), spec | {"epochs": 2, "evaluation": {"linear_probe": False}}, context)
+    host, _, port = black_hole.rpartition(":")
+    to_mlflow = {thread for thread, address in callers if address == (host.removeprefix("http://"), int(port))}
+    assert to_mlflow == {"mlflow-sender"}
+    marker = json.loads((tmp_path / "run/storage/experiments/exp_1/trials/t0000/complete.json").read_text())
+    assert (marker["state"], marker["is_recorded"]) == ("succeeded", False)
+    assert list(series(context, "loss")) == list(range(1, 9))
 
 
 def test_series_are_those_since_the_first_start(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.fakes.blobs import LosableStorage
+from tests.fakes.blobs import HeldStorage, LosableStorage
 from trainer.checkpoint import Checkpoint, CheckpointStore
 from trainer.context import TrialContext
 from trainer.errors import StorageUnavailable
@@ -62,6 +62,24 @@ def test_one_that_never_began_can_be_closed(tmp_path: Path) -> None:
 
 def checkpoint(step: int) -> Checkpoint:
     return Checkpoint(step=step, tensors={"learner.w": torch.zeros(2)})
+
+
+def test_a_checkpoint_is_written_while_training_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.scribe.CHECKPOINT_EVERY_S", 0.0)
+    scribe, blobs = begun(tmp_path), HeldStorage(tmp_path)
+    scribe.checkpoints = CheckpointStore(blobs, scribe.context, scribe.fence)
+    at_last = threading.Timer(5.0, blobs.let_go.set)  # a step that waits goes on then, and too late
+    at_last.start()
+    assert scribe.is_checkpoint_due()
+    scribe.checkpoint(checkpoint(1))
+    scribe.metrics(2, {"loss": 1.0})
+    assert not blobs.let_go.is_set()
+    assert not scribe.is_checkpoint_due(), "the next would wait for this one"
+    assert scribe.checkpoints.latest_step() == 0
+    at_last.cancel()
+    blobs.let_go.set()
+    scribe.close()
+    assert scribe.checkpoints.latest_step() == 1
 
 
 def test_checkpoints_that_storage_refuses_are_borne_for_a_while_and_no_longer(

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 
+from tests.harness.teams import run_team, train_trial, trial_context
+from tests.harness.trajectories import series
 from trainer.divergence import non_finite_loss
 from trainer.encoder import checkpoint_blocks
 from trainer.errors import NonFiniteLoss
-from trainer.learner import SupervisedLearner, build_learner
+from trainer.learner import SupervisedLearner, build_learner, prepare_learner
 from trainer.optim import build_optimizer
 from trainer.precision import resolve_precision
 from trainer.spec import PretrainSpec
@@ -25,12 +32,17 @@ WITH_BATCH_NORM = {"encoder": {"name": "resnet8"}, "projection_head": {"dim": 8}
 
 
 def one_step(
-    parts: dict[str, Any], *, micro_batch: int | None = None, is_checkpointed: bool = False, **changes: Any
+    parts: dict[str, Any],
+    *,
+    micro_batch: int | None = None,
+    is_checkpointed: bool = False,
+    is_compiled: bool = False,
+    **changes: Any,
 ) -> tuple[dict[str, float], list[torch.Tensor], dict[str, torch.Tensor]]:
     spec = PretrainSpec.model_validate(
         {"data": {"dataset": "digits"}, "precision": "float64", "optim": {"kind": "sgd"}, **parts, **changes}
     )
-    learner = build_learner(spec, num_classes=3, group=None).double()
+    learner = prepare_learner(spec, num_classes=3, team=Team(), dtype=torch.float64)
     if is_checkpointed:
         checkpoint_blocks(learner.encoder)
     stepper = Stepper(
@@ -39,6 +51,7 @@ def one_step(
         team=Team(),
         precision=resolve_precision("float64", torch.device("cpu")),
         micro_batch=micro_batch,
+        compile_=is_compiled,
     )
     views = torch.rand(16, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     labels = torch.arange(8) % 3
@@ -69,6 +82,24 @@ def test_activation_checkpointing_is_exact_with_batch_norm() -> None:
         torch.testing.assert_close(again_state[name], value, rtol=1e-12, atol=1e-12)  # running statistics moved once
 
 
+@pytest.mark.slow  # traced, though not translated to another language
+def test_a_compiled_step_is_the_same_with_batch_norm(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled, compile_ = [], torch.compile
+
+    def traced(function: Callable[..., Any]) -> Callable[..., Any]:
+        compiled.append(function.__name__)
+        return compile_(function, backend="aot_eager")
+
+    monkeypatch.setattr(torch, "compile", traced)
+    whole, whole_gradient, whole_state = one_step(WITH_BATCH_NORM)
+    again, again_gradient, again_state = one_step(WITH_BATCH_NORM, is_compiled=True)
+    assert compiled == ["outputs"]
+    assert again == pytest.approx(whole, rel=1e-12)
+    assert relative_difference(whole_gradient, again_gradient) <= 1e-12
+    for name, value in whole_state.items():
+        torch.testing.assert_close(again_state[name], value, rtol=1e-12, atol=1e-12)
+
+
 def test_the_supervised_baseline_learns_from_labels_and_needs_them() -> None:
     metrics, gradient, _ = one_step(WITH_BATCH_NORM, method="supervised")
     assert set(metrics) == {"loss"}
@@ -89,6 +120,36 @@ def test_a_loss_that_is_not_finite_is_named_with_step_rank_and_value(value: floa
     assert isinstance(error, NonFiniteLoss)
     assert error.context == {"step": 17, "rank": 0, "value": str(value)}
     assert "step 17 on rank 0" in str(error)
+
+
+def train_until_rank_1_fails(team: Team, spec: dict[str, Any], context: dict[str, Any], value: float) -> None:
+    """Train with a loss of rank 1 that is not finite in the third step, and write what the run ends with."""
+    whole, made = Stepper._backward_whole, 0
+
+    def spoiled(stepper: Stepper, *batch: Any) -> dict[str, torch.Tensor]:
+        nonlocal made
+        made += 1
+        metrics = whole(stepper, *batch)
+        if made == 3 and team.rank == 1:
+            metrics["loss"] = torch.full_like(metrics["loss"], value)
+        return metrics
+
+    with patch.object(Stepper, "_backward_whole", spoiled), pytest.raises(NonFiniteLoss) as caught:
+        train_trial(team, spec, context)
+    (Path(context["storage"]) / f"error-{team.rank}.json").write_text(json.dumps(caught.value.record()))
+
+
+@pytest.mark.slow  # two processes
+def test_a_run_ends_at_a_loss_that_is_not_finite_on_all_ranks_alike(tmp_path: Path, datasets_dir: Path) -> None:
+    spec = WITH_BATCH_NORM | {"data": {"dataset": "shapes", "image_size": 16}, "batch_size": 48, "epochs": 2}
+    context = trial_context(tmp_path, datasets_dir)
+    run_team(2, train_until_rank_1_fails, spec, context, -math.inf)
+    errors = [json.loads((tmp_path / "storage" / f"error-{rank}.json").read_text()) for rank in range(2)]
+    assert errors[0] == errors[1]
+    assert (errors[0]["code"], errors[0]["retryable"]) == ("non_finite_loss", False)
+    assert errors[0]["context"] == {"step": 3, "rank": 1, "value": "-inf"}
+    assert "the loss became -inf at step 3 on rank 1; lower optim.base_lr" in errors[0]["message"]
+    assert list(series(context, "loss")) == [1, 2]
 
 
 @pytest.mark.parametrize(
