@@ -27,7 +27,7 @@ from trainer.export import weights_digest
 from trainer.learner import SimclrLearner, SupervisedLearner
 from trainer.precision import Precision
 from trainer.probe.features import Images, evaluating, extract_features, pixel_features, pixel_pooling
-from trainer.probe.knn import KnnResult, knn_probe
+from trainer.probe.knn import KNN_TEMPERATURE, KnnResult, knn_probe
 from trainer.probe.linear import LinearProbe, fit_linear_probe, fit_on_fraction
 from trainer.probe.monitors import Spread, alignment, effective_rank, has_collapsed, mean_std, spread, uniformity
 from trainer.probe.paired import mcnemar
@@ -175,7 +175,9 @@ class Evaluation:
             test = mcnemar(trained[20].predictions, baseline[20].predictions, labels=labels)
             better = trained[20].accuracy > baseline[20].accuracy
             words.append(f"{'beats' if better else 'does not beat'} {name} (paired p = {test.p_mid:.2g})")
-        return metrics, f"kNN of h {' and '.join(words)} on {len(labels)} images"
+        bank = "each told by the others" if self._leaves_one_out else f"told by the {len(h[0])} pretrained on"
+        settings = f"k = {trained[20].k}, temperature {KNN_TEMPERATURE}, {bank}"
+        return metrics, f"kNN of h {' and '.join(words)} on {len(labels)} images ({settings})"
 
     def _optional(self, learner: SimclrLearner | SupervisedLearner, h: tuple[Features, Features]) -> dict[str, float]:
         """Return what the spec asks for beyond the usual: label fractions, z, transformations."""

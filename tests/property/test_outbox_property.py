@@ -22,13 +22,13 @@ from trainer.storage import open_storage
 class Start:
     """One start of the trial: trains on from a checkpoint, records, sends."""
 
-    def __init__(self, folder: str, attempt: int, clock_ms: int) -> None:
+    def __init__(self, folder: str, attempt: int, clock_ms: int, *, snapshot_every: int) -> None:
         self.storage = open_storage(folder)
         self.context = TrialContext(
             experiment_id="e", experiment_name="n", trial_id="t", attempt=attempt, storage=folder, cache_dir="c"
         )
         self.fence = take_fence(self.storage, self.context)
-        self.outbox = Outbox(self.storage, "metrics/", self.fence, snapshot_every=3)
+        self.outbox = Outbox(self.storage, "metrics/", self.fence, snapshot_every=snapshot_every)
         self.step = 0
         self.clock_ms = clock_ms
         self.buffer: list[Point] = []
@@ -37,8 +37,9 @@ class Start:
 class Trials(RuleBasedStateMachine):
     """Starts overlap: a zombie goes on until it meets the fence."""
 
-    @initialize()
-    def begin(self) -> None:
+    @initialize(snapshot_every=st.sampled_from([1, 3]))
+    def begin(self, snapshot_every: int) -> None:
+        self.snapshot_every = snapshot_every
         self.folder = tempfile.mkdtemp()
         self.checkpoint = 0
         self.clock_ms = 0
@@ -49,7 +50,7 @@ class Trials(RuleBasedStateMachine):
 
     def start(self) -> None:
         self.attempt += 1
-        start = Start(self.folder, self.attempt, self.clock_ms)
+        start = Start(self.folder, self.attempt, self.clock_ms, snapshot_every=self.snapshot_every)
         start.step = self.checkpoint
         self.starts.append(start)
 
@@ -124,5 +125,5 @@ class Trials(RuleBasedStateMachine):
         self.each_step_once_without_gaps()
 
 
-Trials.TestCase.settings = settings(max_examples=400, stateful_step_count=30, deadline=None)
+Trials.TestCase.settings = settings(max_examples=200, stateful_step_count=30, deadline=None)
 TestOutbox = Trials.TestCase

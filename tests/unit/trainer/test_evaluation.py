@@ -129,14 +129,15 @@ def test_an_encoder_that_learned_nothing_is_said_not_to_beat_the_untrained_one(e
     result = final(evaluated())
     assert result.metrics["knn_accuracy"] == result.metrics["random_encoder_knn_accuracy"]
     assert "does not beat the untrained encoder (paired p = 1)" in result.verdict
-    assert result.verdict.endswith("on 240 images")  # each by all others
+    assert result.verdict.endswith(" on 240 images (k = 20, temperature 0.1, each told by the others)")
 
 
 def test_a_supervised_encoder_is_judged_by_images_whose_labels_it_has_not_seen(
     shapes: Dataset, evaluated: Evaluated
 ) -> None:
     result = final(evaluated(method="supervised"))
-    assert result.verdict.endswith(f"on {len(shapes.validation)} images")
+    count, bank = len(shapes.validation), len(shapes.pretrain)
+    assert result.verdict.endswith(f" on {count} images (k = 20, temperature 0.1, told by the {bank} pretrained on)")
 
 
 @pytest.mark.slow

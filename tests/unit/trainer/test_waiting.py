@@ -35,6 +35,7 @@ STEPS: dict[str, dict[str, Any]] = {
     "nt_logistic": {"loss": {"kind": "nt_logistic"}},
     "semi-hard": {"loss": {"kind": "nt_logistic", "semi_hard": True}},
     "margin": {"loss": {"kind": "margin", "semi_hard": True}},
+    "recomputed": {"memory": {"activation_checkpointing": True}},
     "in parts": {**WITHOUT_BATCH_NORM, "memory": {"micro_batch": 2}},
 }
 
