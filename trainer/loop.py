@@ -248,7 +248,11 @@ class Run:
 
     def _end_epoch(self, epoch: int, images_per_second: float) -> bool:
         """Evaluate where it is due and record; return whether the scheduler stops the trial."""
-        values = {metric_names.EPOCH: float(epoch), metric_names.IMAGES_PER_SECOND: images_per_second}
+        values = {
+            metric_names.EPOCH: float(epoch),
+            metric_names.IMAGES_SEEN: float(self.last_step * self.spec.batch_size),
+            metric_names.IMAGES_PER_SECOND: images_per_second,
+        }
         every = self.spec.evaluation.knn_every_epochs
         if epoch == self.spec.epochs or (every and epoch % every == 0):
             values |= self.evaluation.online(self.learner)

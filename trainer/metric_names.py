@@ -15,6 +15,7 @@ ENTROPY: Final = "entropy"
 LR: Final = "lr"
 IMAGES_PER_SECOND: Final = "images_per_second"
 EPOCH: Final = "epoch"
+IMAGES_SEEN: Final = "images_seen"  # N a step, each once however many views it gave
 
 KNN_ACCURACY: Final = "knn_accuracy"
 KNN_ACCURACY_K200: Final = "knn_accuracy_k200"
@@ -67,4 +68,4 @@ EVALUATION_METRICS: Final = (
     *(transformation_accuracy(task, source) for task in TRANSFORMATION_TASKS for source in "hz"),
 )
 
-ALL_METRICS: Final = (*STEP_METRICS, *START_METRICS, IMAGES_PER_SECOND, EPOCH, *EVALUATION_METRICS)
+ALL_METRICS: Final = (*STEP_METRICS, *START_METRICS, IMAGES_PER_SECOND, EPOCH, IMAGES_SEEN, *EVALUATION_METRICS)

@@ -88,6 +88,10 @@ def test_metrics_are_where_the_contract_says(client: Client, by_workers: dict[in
         "unknown": 0,
     }
     assert [point["step"] for point in series["knn_accuracy"]] == [8, 16, 20]
+    (seen,) = client.metrics(by_workers[2]["id"], keys=["images_seen"])["series"].values()
+    assert [(point["step"], point["value"] / point["step"]) for point in seen] == [
+        (step, by_workers[2]["spec"]["batch_size"]) for step in (4, 8, 12, 16, 20)
+    ]
     (trial,) = client.trials(by_workers[2]["id"])
     for name in ("raw_pixel_knn_accuracy", "random_encoder_knn_accuracy", "test_knn_accuracy", "test_linear_accuracy"):
         value = trial["metrics"][name]

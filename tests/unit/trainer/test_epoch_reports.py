@@ -51,6 +51,7 @@ def test_every_epoch_tells_its_last_step_and_what_was_measured_at_its_end(tmp_pa
     assert state == "succeeded"
     assert [report.epoch for report in heard] == [1, 2, 3], "the last one is the trial's end, not the scheduler's"
     assert all(report.step == report.epoch * heard[0].step for report in heard)
+    assert [report.metrics["images_seen"] for report in heard] == [48 * report.step for report in heard]
     for metric in ("loss", "contrastive_accuracy", "entropy"):
         by_step = series(context, metric)
         assert [report.metrics[metric] for report in heard] == [by_step[report.step] for report in heard]
