@@ -89,8 +89,9 @@ def test_metrics_are_where_the_contract_says(client: Client, by_workers: dict[in
     }
     assert [point["step"] for point in series["knn_accuracy"]] == [8, 16, 20]
     (seen,) = client.metrics(by_workers[2]["id"], keys=["images_seen"])["series"].values()
-    assert [(point["step"], point["value"] / point["step"]) for point in seen] == [
-        (step, by_workers[2]["spec"]["batch_size"]) for step in (4, 8, 12, 16, 20)
+    batch_size = by_workers[2]["spec"]["batch_size"]
+    assert [(point["step"], point["value"]) for point in seen] == [
+        (step, step * batch_size) for step in range(4, 21, 4)
     ]
     (trial,) = client.trials(by_workers[2]["id"])
     for name in ("raw_pixel_knn_accuracy", "random_encoder_knn_accuracy", "test_knn_accuracy", "test_linear_accuracy"):
