@@ -55,6 +55,13 @@ class HttpConnection(H11Protocol):
         """Answer what is no HTTP."""
         self._end(Problem(400, "request_malformed", msg))
 
+    def shutdown(self) -> None:
+        """End with the server; who was told already that there is no more is waited for no longer."""
+        if self._last_read is not None:
+            self.transport.abort()
+        else:
+            super().shutdown()
+
     def let_go(self, *, within_s: float) -> None:
         """Take what is sent now as the last, unread as it is, and close when it was read or in `within_s`."""
         self.cycle.keep_alive = False

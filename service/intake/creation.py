@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from service.edge.auth import Caller
@@ -30,7 +30,7 @@ async def create_experiment(
     caller: Caller,
     key: str | None,
     route: str,
-    whole: Callable[[], dict[str, Any]] | None = None,
+    whole: Callable[[], Awaitable[dict[str, Any]]] | None = None,
     parent: dict[str, Any] | None = None,
 ) -> tuple[ExperimentRecord, bool]:
     """Return the experiment that a request asks for and whether an earlier request made it.
@@ -41,7 +41,7 @@ async def create_experiment(
         caller: Who will own it, and whose keys count.
         key: The Idempotency-Key, if there is one.
         route: The route that the key belongs to.
-        whole: Makes the body as `POST /experiments` has it, where that is not `asked` (clone, continue); in a thread.
+        whole: Makes the body as `POST /experiments` has it, where that is not `asked` (clone, continue).
         parent: The link to the experiment it comes from.
 
     Raises:
@@ -56,7 +56,7 @@ async def create_experiment(
         earlier = await services.store.find_idempotent(idempotency)
         if earlier is not None:
             return earlier, True
-    submission = await judge(await asyncio.to_thread(whole) if whole else asked, services)
+    submission = await judge(await whole() if whole else asked, services)
     new = NewExperiment(
         id=new_experiment_id(),
         name=submission.name,

@@ -10,9 +10,11 @@ import asyncio
 import time
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from itertools import islice
 from typing import Any, Final
+
+import structlog
 
 from service.edge.deps import Services
 from service.edge.event_feed import News
@@ -23,6 +25,8 @@ from service.ports import ExperimentRecord
 from service.views.trials_view import finite, read_trials
 
 __all__ = ["LiveNumbers", "LiveNumbersFeed"]
+
+log = structlog.get_logger("service.events")
 
 MIN_INTERVAL_S: Final = 1.0
 MAX_INTERVAL_S: Final = 2.0  # where nothing new comes: a point is seen within 5 s, 2 s of which it lies with its trial
@@ -74,6 +78,7 @@ class LiveNumbers:
         self._log_place: dict[int, int] = {}  # attempt -> lines told
         self._is_asking = asyncio.Lock()
         self._is_complete = False
+        self._is_failing = False  # which is told once
         self._task = asyncio.create_task(self._run())
 
     def behind(self, place: int) -> list[bytes]:
@@ -116,8 +121,14 @@ class LiveNumbers:
         if not record.attempt:
             return
         for read in (self._metrics, self._log):
-            with suppress(Unavailable):  # numbers wait in storage and come when their keeper is back
+            try:
                 self._add(await read(record))
+            except Unavailable:
+                pass  # numbers wait in storage and come when their keeper is back
+            except Exception:  # what cannot be read must keep nobody from the states, or from what comes after it
+                if not self._is_failing:
+                    log.exception("numbers_not_read", experiment_id=record.id)
+                self._is_failing = True
 
     def _add(self, events: list[bytes]) -> None:
         self._found.extend(events)

@@ -131,6 +131,16 @@ async def test_a_client_that_sleeps_on_is_gone_for_good(server: Server, monkeypa
     client.close()
 
 
+async def test_a_client_that_sleeps_does_not_hold_up_the_end_of_the_server(server: Server) -> None:
+    client = await asked(server, "/events")
+    await asyncio.wait_for(server.is_ended.wait(), 10)
+
+    server.uvicorn.should_exit = True
+    await server.until_gone()
+
+    client.close()
+
+
 async def test_what_is_left_of_another_answer_is_not_kept(server: Server, caplog: pytest.LogCaptureFixture) -> None:
     client = await asked(server, "/file")
     async with asyncio.timeout(10):
