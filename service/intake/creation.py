@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -17,10 +16,10 @@ __all__ = ["create_experiment", "judge"]
 
 
 async def judge(body: dict[str, Any], services: Services) -> Submission:
-    """Return what `body` asks for. Raises Problem 422 with all that is wrong with it."""
+    """Return what `body` asks for. Raises Problem 422 with all that is wrong with it, and DatasetsUnavailable."""
     capacity = await services.capacity.get()  # None: what cannot be asked now is not judged
     environment = Environment(services.settings, services.datasets, capacity, services.speeds.images_per_second)
-    return await asyncio.to_thread(check_submission, body, environment)
+    return await services.datasets.ask(lambda: check_submission(body, environment))
 
 
 async def create_experiment(

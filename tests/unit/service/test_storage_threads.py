@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 
+from service import dataset_facts
 from service.dispatch.attempt_markers import AttemptMarkers
 from service.edge import deps
 from service.errors import BlobsUnavailable
 from service.experiment import State
 from service.outage import Outages
 from service.storage_threads import NUM_THREADS, StorageThreads
-from tests.harness.http_app import HttpApp, assert_problem
+from tests.harness.http_app import HttpApp, assert_problem, pretrain_body
 from trainer.storage import BlobMissing
 
 pytestmark = pytest.mark.anyio
@@ -93,6 +94,23 @@ async def test_a_silent_storage_is_told_of_and_all_that_needs_none_goes_on(
     for answer in await asyncio.gather(*many):
         assert_problem(answer, 503, "storage_unavailable")
     assert (await service.store.get(created["id"])).state is State.RUNNING
+
+
+async def test_data_sets_that_are_silent_are_told_of_and_the_rest_goes_on(
+    service: HttpApp, silent: SilentStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dataset_facts, "ANSWER_S", ANSWER_S)
+    created = await service.submit()
+    for name in ("version", "all"):
+        monkeypatch.setattr(service.app.state.services.datasets, name, silent.read)
+
+    asked = [service.http.post("/experiments", json=pretrain_body()) for _ in range(50)]
+    answers = await asyncio.gather(*asked, service.http.get("/datasets"), service.http.get("/datasets/shapes"))
+
+    for answer in answers:
+        assert_problem(answer, 503, "datasets_unavailable")
+    assert (await service.http.get("/studies")).status_code == 200
+    assert (await service.http.get(f"/experiments/{created['id']}")).status_code == 200
 
 
 async def test_a_dispatcher_s_step_is_not_held_up_by_requests_that_wait_for_storage(silent: SilentStorage) -> None:
