@@ -8,6 +8,7 @@ It also waits for ever for a client to read what is left of an answer that was b
 from __future__ import annotations
 
 import asyncio
+import weakref
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -31,7 +32,7 @@ class HttpConnection(H11Protocol):
         self.limit_concurrency = None  # ours instead
         self._deadline: asyncio.TimerHandle | None = None
         self._last_read: asyncio.TimerHandle | None = None
-        self.app_state = {**self.app_state, CONNECTION: self}  # what requests find in their state
+        self.app_state = {**self.app_state, CONNECTION: weakref.ref(self)}  # what requests find in their state
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for a head."""

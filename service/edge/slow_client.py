@@ -7,14 +7,14 @@ left of any other answer is no use to anyone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol
 
 __all__ = ["CONNECTION", "LAST_READ_S", "SLOW_CLIENT_TIMEOUT_S", "HeldConnection", "SlowClient", "connection_of"]
 
 SLOW_CLIENT_TIMEOUT_S: Final = 30.0  # a client that takes no byte for so long is dropped
 LAST_READ_S: Final = 60.0  # in which it may still read why
-CONNECTION: Final = "connection"  # in a request's state
+CONNECTION: Final = "connection"  # in a request's state, a weak reference to it
 
 
 class SlowClient(Exception):
@@ -33,5 +33,5 @@ class HeldConnection(Protocol):
 
 def connection_of(scope: Mapping[str, Any]) -> HeldConnection | None:
     """Return the connection of a request; None where it came over none, as in a program's own test."""
-    connection: HeldConnection | None = scope.get("state", {}).get(CONNECTION)
-    return connection
+    reference: Callable[[], HeldConnection | None] = scope.get("state", {}).get(CONNECTION, lambda: None)
+    return reference()
