@@ -36,7 +36,15 @@ class Server:
         self.is_ended = asyncio.Event()
         edge = Edge(self._app, settings=Settings(), metrics=RequestMetrics(CollectorRegistry()))
         self.uvicorn = uvicorn.Server(
-            uvicorn.Config(edge, port=self.port, http=HttpConnection, lifespan="off", log_config=None, access_log=False)
+            uvicorn.Config(
+                edge,
+                port=self.port,
+                http=HttpConnection,
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                timeout_graceful_shutdown=1,
+            )
         )
 
     async def _app(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -58,6 +66,15 @@ class Server:
     @property
     def connections(self) -> list[HttpConnection]:
         return list(self.uvicorn.server_state.connections)  # type: ignore[arg-type]
+
+    async def until_dropped(self) -> HttpConnection:
+        """Return the one connection once all that its client will find is on its way."""
+        await asyncio.wait_for(self.is_ended.wait(), 10)
+        (connection,) = self.connections
+        async with asyncio.timeout(10):
+            while not connection.cycle.response_complete:  # noqa: ASYNC110 - nothing tells of it
+                await asyncio.sleep(0.01)
+        return connection
 
     async def until_gone(self) -> None:
         async with asyncio.timeout(10):
@@ -103,8 +120,7 @@ async def test_a_client_that_wakes_up_reads_what_was_on_its_way_and_why_there_is
     server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     client = await asked(server, "/events")
-    await asyncio.wait_for(server.is_ended.wait(), 10)
-    (connection,) = server.connections
+    connection = await server.until_dropped()
     held_bytes = connection.transport.get_write_buffer_size()
 
     told = events_of((await asyncio.wait_for(read(client), 20)).decode())
@@ -123,8 +139,7 @@ async def test_a_client_that_wakes_up_reads_what_was_on_its_way_and_why_there_is
 async def test_a_client_that_sleeps_on_is_gone_for_good(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slow_client, "LAST_READ_S", TIMEOUT_S)
     client = await asked(server, "/events")
-    await asyncio.wait_for(server.is_ended.wait(), 10)
-    assert server.connections
+    await server.until_dropped()
 
     await server.until_gone()
 
@@ -133,7 +148,7 @@ async def test_a_client_that_sleeps_on_is_gone_for_good(server: Server, monkeypa
 
 async def test_a_client_that_sleeps_does_not_hold_up_the_end_of_the_server(server: Server) -> None:
     client = await asked(server, "/events")
-    await asyncio.wait_for(server.is_ended.wait(), 10)
+    await server.until_dropped()
 
     server.uvicorn.should_exit = True
     await server.until_gone()
