@@ -15,7 +15,7 @@ FAST := not slow and not gpu and not ($(ALONE))
 # those of ALONE stay in one process: they share one Ray cluster and one MLflow server
 SPREAD := -n logical --maxprocesses 8
 
-.PHONY: help setup demo serve stop test test-fast test-gpu check bench parity openapi lock clean
+.PHONY: help setup demo serve stop test test-fast test-gpu conformance check bench parity openapi lock clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -51,6 +51,10 @@ test-fast: $(STAMP)  ## The tests that need neither Ray nor a browser nor Postgr
 
 test-gpu: $(STAMP)  ## The tests that need a CUDA device; their bodies run on the CPU in every test run
 	$(PYTEST) -m gpu $(ARGS)
+
+conformance: $(STAMP)  ## Ask the service by chance for MINUTES (5), from SEED if given; every answer against its document
+	$(PYTEST) -n0 --timeout=0 -rP tests/unit/service/test_http_conformance.py \
+		--conformance-minutes=$(or $(MINUTES),5) $(if $(SEED),--conformance-seed=$(SEED)) $(ARGS)
 
 check: $(STAMP)  ## Lint, format, types, imports, dependencies
 	$(BIN)/ruff check .

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import socket
 import sys
+import threading
 
 import structlog
 import uvicorn
@@ -25,6 +27,7 @@ __all__ = ["main"]
 MAX_REQUESTS = 2048  # at once; past these a client gets 503 instead of a place in a queue
 KEEP_ALIVE_S = 15
 GRACE_S = 5  # for answers under way
+END_S = 25.0  # for all of it: past this a thread hangs in a call that nobody will answer
 
 
 def main() -> int:
@@ -80,7 +83,21 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._feed.close()
+        _end_in_time()
         await super().shutdown(sockets)
+
+
+def _end_in_time() -> None:
+    """See that the process ends: Python waits for its threads, however long, and would be killed without a word."""
+    timer = threading.Timer(END_S, _end_now)
+    timer.daemon = True
+    timer.start()
+
+
+def _end_now() -> None:
+    hanging = [each.name for each in threading.enumerate() if not each.daemon and each is not threading.main_thread()]
+    structlog.get_logger("service").error("ended_without_waiting", threads=hanging, after_s=END_S)
+    os._exit(1)
 
 
 if __name__ == "__main__":

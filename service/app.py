@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from importlib.metadata import version
 from typing import Final
 
+import structlog
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.telemetry import TelemetryConfig
 from prometheus_client import CollectorRegistry
@@ -47,6 +48,7 @@ from service.routes import (
 )
 from service.settings import Settings
 from service.speed_history import SpeedHistory
+from service.storage_threads import StorageThreads
 from service.views.listing import paging_key
 from service.views.live_numbers import LiveNumbersFeed
 from trainer.storage import Storage, open_storage
@@ -71,6 +73,8 @@ STOP_TIMEOUT_S: Final = 10.0
 # Spans go where OTEL_EXPORTER_OTLP_ENDPOINT says, nowhere by default. Metrics are Prometheus', and
 # what fails is in the service's own log: an exception's words may quote what must not leave it.
 TELEMETRY: Final[TelemetryConfig] = {"auto_configure": True, "metrics": False, "logs": False, "operation_spans": False}
+
+log = structlog.get_logger("service.app")
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
@@ -98,6 +102,7 @@ def create_app(*, settings: Settings, store: Store, cluster: Cluster, tracking: 
         cluster=cluster,
         tracking=tracking,
         blobs=blobs,
+        storage_threads=StorageThreads(),
         feed=EventFeed(store),
         speeds=SpeedHistory(store, tracking),
         capacity=RecentCapacity(cluster),
@@ -182,18 +187,17 @@ async def _show_login(_: Request, __: Exception) -> Response:
 @asynccontextmanager
 async def _running(services: Services, dispatcher: Dispatcher, deletions: Deletions) -> AsyncIterator[None]:
     """Run the loops beside the requests; adapters are closed at the end."""
-    store, cluster, tracking = services.store, services.cluster, services.tracking
+    store, stop = services.store, asyncio.Event()
     try:
         await ensure_guarded(store, services.settings)
-        stop = asyncio.Event()
         loops = [
             asyncio.create_task(keep_running("dispatcher", dispatcher.run, stop)),
             asyncio.create_task(keep_running("event_feed", services.feed.run, stop)),
             asyncio.create_task(keep_running("speed_history", services.speeds.run, stop)),
             asyncio.create_task(keep_running("housekeeping", Housekeeping(store).run, stop)),
         ]
-        await deletions.take_up()
         try:
+            await deletions.take_up()
             yield
         finally:
             stop.set()
@@ -203,4 +207,12 @@ async def _running(services: Services, dispatcher: Dispatcher, deletions: Deleti
                 loop.cancel()
             await asyncio.gather(*loops, return_exceptions=True)
     finally:
-        await asyncio.gather(store.close(), cluster.close(), tracking.close(), return_exceptions=True)
+        await _close({"store": store, "cluster": services.cluster, "tracking": services.tracking})
+
+
+async def _close(adapters: Mapping[str, Store | Cluster | Tracking]) -> None:
+    """Close each, whatever happens to the others."""
+    closings = (adapter.close() for adapter in adapters.values())
+    for name, outcome in zip(adapters, await asyncio.gather(*closings, return_exceptions=True), strict=True):
+        if isinstance(outcome, BaseException):
+            log.error("not_closed", part=name, exc_info=outcome)

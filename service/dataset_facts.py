@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import structlog
 
-from service.errors import DatasetsUnavailable
+from service.errors import BlobsUnavailable, DatasetsUnavailable
 from service.settings import Settings
+from service.storage_threads import StorageThreads
 from trainer.errors import StorageUnavailable
 
 if TYPE_CHECKING:
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 __all__ = ["DatasetFacts"]
 
+Result = TypeVar("Result")
+
+ANSWER_S: Final = 60.0  # a data set that was never asked about may be decoded to be counted
 MOST_REMEMBERED: Final = 256
 MAX_COUNTED_BYTES: Final = 64 * 2**20  # decoded: up to here a data set is decoded to count its split exactly, once
 
@@ -30,7 +34,7 @@ class DatasetFacts:
     from a listing of it and its manifest); all else is read anew only for a version that was not seen
     before. What cannot be used is not remembered. Every method raises DatasetsUnavailable where a bucket
     does not answer.
-    Everything here may read files: call it off the event loop. Safe to call from several threads.
+    Everything but `ask` may read files: call it off the event loop, by `ask`. Safe to call from several threads.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -39,6 +43,15 @@ class DatasetFacts:
         self._cache_dir = settings.cache_dir
         self._described = lru_cache(MOST_REMEMBERED)(self._describe)
         self._counted = lru_cache(MOST_REMEMBERED)(self._count)
+        self._threads = StorageThreads()
+
+    async def ask(self, call: Callable[[], Result]) -> Result:
+        """Return `call()`, in a thread. Raises DatasetsUnavailable where nothing answers for ANSWER_S."""
+        try:
+            return await self._threads.run(call, within_s=ANSWER_S)
+        except BlobsUnavailable as error:
+            structlog.get_logger("service.datasets").warning("datasets_unavailable", detail=error.message)
+            raise DatasetsUnavailable("the data sets do not answer") from error
 
     def all(self) -> list[DatasetInfo]:
         """Return the entry of every data set, as it is now; what cannot be used says why in `problem`."""

@@ -8,10 +8,14 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+import structlog
+
 from service.errors import ClusterUnavailable
 from service.ports import Capacity, Cluster
 
 __all__ = ["RecentCapacity"]
+
+log = structlog.get_logger("service.capacity")
 
 FRESH_S: Final = 5.0  # so old it is asked for anew, beside the request that finds it
 MAX_AGE_S: Final = 60.0  # so old no request may rest on it
@@ -41,6 +45,9 @@ class RecentCapacity:
         try:
             self._known = await self._cluster.capacity()
         except ClusterUnavailable:
+            self._known = None
+        except Exception:  # an answer that cannot be read: a request goes without, and must not rest on an old one
+            log.exception("capacity_not_read")
             self._known = None
         finally:
             self._asked_at_s = self._clock_s()

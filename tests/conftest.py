@@ -30,6 +30,13 @@ os.environ.update(
 os.environ.update(MLFLOW_TRACKING_USERNAME=TRACKING_USER, MLFLOW_TRACKING_PASSWORD=TRACKING_PASSWORD)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add what `make conformance` asks for."""
+    group = parser.getgroup("conformance", "generated requests (tests/unit/service/test_http_conformance.py)")
+    group.addoption("--conformance-minutes", type=float, default=0.0, help="generate for so long, and by chance")
+    group.addoption("--conformance-seed", type=int, default=None, help="the seed of a run that is to be repeated")
+
+
 @dataclass(frozen=True)
 class RunningStack:
     """The addresses of a stack started by `simclr serve`."""

@@ -25,6 +25,7 @@ __all__ = ["DRAIN_S", "RETRY_EVERY_S", "STORAGE_AWAY_MOST_S", "TrialRecorder"]
 logger = logging.getLogger(__name__)
 
 DURABLE_EVERY_S = 2.0  # a point is visible within 5 s: 2 s to storage, 1 s to MLflow, the rest is slack
+FIRST_DURABLE_S = 0.5  # behind the first points MLflow is imported yet: two seconds, more where cores are taken
 RETRY_EVERY_S = 2.0
 DRAIN_S = 120.0  # how long who has finished waits for MLflow to take the rest
 STORAGE_AWAY_MOST_S = 90.0  # refusing every write for so long, storage ends a start: a minute's outage is borne
@@ -147,7 +148,8 @@ class TrialRecorder:
 
     def _write_until_closed(self) -> None:
         worked_at_s = time.monotonic()
-        while not self._is_closing.wait(DURABLE_EVERY_S):
+        before = self._outbox.last_number
+        while not self._is_closing.wait(FIRST_DURABLE_S if self._outbox.last_number == before else DURABLE_EVERY_S):
             try:
                 self.persist()
                 worked_at_s = time.monotonic()

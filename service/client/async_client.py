@@ -15,6 +15,7 @@ import httpx2
 from service.client import calls
 from service.client.calls import Call
 from service.client.delivery import (
+    DROPPED,
     STREAM_TIMEOUT,
     BodyDigest,
     Delivery,
@@ -185,11 +186,15 @@ class AsyncClient:
         return experiment
 
     async def watch(self, experiment_id: str, *, last_event_id: str = "") -> AsyncIterator[Event]:
-        """Yield the experiment's events until it has ended; a lost connection resumes where it broke."""
+        """Yield the experiment's events until it has ended; a lost connection resumes where it broke.
+
+        So does a stream that was dropped because its events were taken too slowly. Metrics and logs of
+        the time between are in `metrics` and `logs`.
+        """
         delivery = self._delivery()
         while True:
             headers = {"Last-Event-ID": last_event_id} if last_event_id else {}
-            pause_s = _WAIT_INTERVAL_S
+            pause_s, is_whole = _WAIT_INTERVAL_S, False
             try:
                 async with self._http.sse(
                     calls.events_path(experiment_id), headers=headers, timeout=STREAM_TIMEOUT
@@ -200,9 +205,13 @@ class AsyncClient:
                             last_event_id = event.id or last_event_id
                             if not event.data:
                                 continue  # a comment, or the time to come back in: no event
+                            if event.event == DROPPED:
+                                break
                             yield event_of(event)
                             if event.event == "heartbeat" and is_over(await self.experiment(experiment_id)):
                                 return
+                        else:
+                            is_whole = True
                     else:
                         await source.response.aread()
                         delay_s = delivery.delay_after_response(source.response)
@@ -211,8 +220,8 @@ class AsyncClient:
                         pause_s = delay_s
             except httpx2.TransportError as error:
                 pause_s = delivery.delay_after_error(error, is_repeatable=True)
-            if is_over(await self.experiment(experiment_id)):
-                return
+            if is_whole and is_over(await self.experiment(experiment_id)):
+                return  # of a stream that broke, the last states may be still to tell
             await self._sleep(pause_s)
 
     # --- what came out ----------------------------------------------------------------------------

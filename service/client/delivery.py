@@ -18,8 +18,19 @@ from service.client.documents import Event, Experiment
 from service.client.errors import ClientError, DigestMismatch, Unreachable, error_of
 from service.experiment import TERMINAL
 
-__all__ = ["STREAM_TIMEOUT", "BodyDigest", "Delivery", "answer", "event_of", "http_options", "is_over", "timed_out"]
+__all__ = [
+    "DROPPED",
+    "STREAM_TIMEOUT",
+    "BodyDigest",
+    "Delivery",
+    "answer",
+    "event_of",
+    "http_options",
+    "is_over",
+    "timed_out",
+]
 
+DROPPED: Final = "dropped"  # the last event of a stream whose client took them too slowly
 # The stream's heartbeat comes every 15 s: three missed ones are a lost connection.
 STREAM_TIMEOUT: Final = httpx2.Timeout(10.0, read=45.0)
 _FIRST_BACKOFF_S: Final = 0.2

@@ -14,6 +14,7 @@ import httpx2
 from service.client import calls
 from service.client.calls import Call
 from service.client.delivery import (
+    DROPPED,
     STREAM_TIMEOUT,
     BodyDigest,
     Delivery,
@@ -184,11 +185,15 @@ class Client:
         return experiment
 
     def watch(self, experiment_id: str, *, last_event_id: str = "") -> Iterator[Event]:
-        """Yield the experiment's events until it has ended; a lost connection resumes where it broke."""
+        """Yield the experiment's events until it has ended; a lost connection resumes where it broke.
+
+        So does a stream that was dropped because its events were taken too slowly. Metrics and logs of
+        the time between are in `metrics` and `logs`.
+        """
         delivery = self._delivery()
         while True:
             headers = {"Last-Event-ID": last_event_id} if last_event_id else {}
-            pause_s = _WAIT_INTERVAL_S
+            pause_s, is_whole = _WAIT_INTERVAL_S, False
             try:
                 with self._http.sse(
                     calls.events_path(experiment_id), headers=headers, timeout=STREAM_TIMEOUT
@@ -199,9 +204,13 @@ class Client:
                             last_event_id = event.id or last_event_id
                             if not event.data:
                                 continue  # a comment, or the time to come back in: no event
+                            if event.event == DROPPED:
+                                break
                             yield event_of(event)
                             if event.event == "heartbeat" and is_over(self.experiment(experiment_id)):
                                 return
+                        else:
+                            is_whole = True
                     else:
                         source.response.read()
                         delay_s = delivery.delay_after_response(source.response)
@@ -210,8 +219,8 @@ class Client:
                         pause_s = delay_s
             except httpx2.TransportError as error:
                 pause_s = delivery.delay_after_error(error, is_repeatable=True)
-            if is_over(self.experiment(experiment_id)):
-                return
+            if is_whole and is_over(self.experiment(experiment_id)):
+                return  # of a stream that broke, the last states may be still to tell
             self._sleep(pause_s)
 
     # --- what came out ----------------------------------------------------------------------------

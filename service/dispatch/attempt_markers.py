@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import structlog
 from service.errors import BlobsUnavailable
 from service.outage import Outages
 from service.ports import ExperimentRecord, JsonObject
+from service.storage_threads import StorageThreads
 from trainer.context import experiment_key
 from trainer.storage import BlobMissing, Storage
 from trainer.unrecorded import unrecorded_runs
@@ -22,7 +22,6 @@ __all__ = ["AttemptMarkers", "Left", "OpenRun", "RunStatus"]
 T = TypeVar("T")
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
-_TIMEOUT_S: Final = 10.0
 _OPEN_RUNS: Final = "service/open_runs/"
 
 log = structlog.get_logger("service.dispatch.dispatcher")
@@ -63,6 +62,7 @@ class AttemptMarkers:
     def __init__(self, blobs: Storage, outages: Outages) -> None:
         self._blobs = blobs
         self._outages = outages
+        self._threads = StorageThreads()  # its own: requests that wait for storage must not hold up a step
 
     async def read_left(self, record: ExperimentRecord) -> Left:
         """Return what the experiment's present attempt left, and its completion marker of any attempt."""
@@ -122,12 +122,4 @@ class AttemptMarkers:
         return document if isinstance(document, dict) else None
 
     async def _in_thread(self, call: Callable[[], T]) -> T:
-        return await self._outages.ask(BlobsUnavailable, lambda: _in_time(call))
-
-
-async def _in_time(call: Callable[[], T]) -> T:
-    try:
-        async with asyncio.timeout(_TIMEOUT_S):
-            return await asyncio.to_thread(call)
-    except (OSError, TimeoutError) as error:
-        raise BlobsUnavailable(f"storage does not answer: {str(error) or type(error).__name__}") from error
+        return await self._outages.ask(BlobsUnavailable, lambda: self._threads.run(call))

@@ -1,12 +1,14 @@
-"""What happens on a connection before there is a request: heads that never end, bytes that are no HTTP, a full house.
+"""What happens on a connection beside its requests: heads that never end, bytes that are no HTTP, a full house.
 
 uvicorn waits for ever for the rest of a head, counts those who do so against everyone else, and
 answers in plain text. Here all of them are told in a problem document, as of every other error.
+It also waits for ever for a client to read what is left of an answer that was broken off.
 """
 
 from __future__ import annotations
 
 import asyncio
+import weakref
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -14,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from service.edge.problems import Problem, problem_response
+from service.edge.slow_client import CONNECTION
 
 __all__ = ["HttpConnection"]
 
@@ -21,13 +24,15 @@ HEAD_TIMEOUT_S: Final = 20.0  # from the first byte of a request, or the connect
 
 
 class HttpConnection(H11Protocol):
-    """A connection that is dropped where a head takes too long."""
+    """A connection that is dropped where a head takes too long, or its client too long to read."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._served, self._most = self.app, self.limit_concurrency
         self.limit_concurrency = None  # ours instead
         self._deadline: asyncio.TimerHandle | None = None
+        self._last_read: asyncio.TimerHandle | None = None
+        self.app_state = {**self.app_state, CONNECTION: weakref.ref(self)}  # what requests find in their state
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for a head."""
@@ -41,13 +46,34 @@ class HttpConnection(H11Protocol):
         self._watch_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the deadline."""
+        """Forget the deadlines."""
         self._forget_deadline()
+        if self._last_read is not None:
+            self._last_read.cancel()
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is no HTTP."""
         self._end(Problem(400, "request_malformed", msg))
+
+    def shutdown(self) -> None:
+        """End with the server; who was told already that there is no more is waited for no longer."""
+        if self._last_read is not None:
+            self.transport.abort()
+        else:
+            super().shutdown()
+
+    def let_go(self, *, within_s: float) -> None:
+        """Take what is sent now as the last, unread as it is, and close when it was read or in `within_s`."""
+        self.cycle.keep_alive = False
+        self.flow.resume_writing()
+        self._last_read = self.loop.call_later(within_s, self.transport.abort)
+
+    def give_up(self) -> None:
+        """Close at once and forget what was not read, unless the answer is whole."""
+        if not self.cycle.response_complete:
+            self.cycle.disconnected = True
+            self.transport.abort()
 
     def _is_full(self) -> bool:
         # Not by connections, as uvicorn counts: those that ask for nothing shut nobody out.

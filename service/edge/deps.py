@@ -33,6 +33,7 @@ from service.recent_capacity import RecentCapacity
 from service.schemas import NO_NUL
 from service.settings import Settings
 from service.speed_history import SpeedHistory
+from service.storage_threads import ANSWER_S, StorageThreads
 from trainer.storage import BlobMissing, Storage
 
 __all__ = [
@@ -62,6 +63,7 @@ class Services:
     cluster: Cluster
     tracking: Tracking
     blobs: Storage
+    storage_threads: StorageThreads
     feed: EventFeed
     speeds: SpeedHistory
     capacity: RecentCapacity
@@ -73,13 +75,14 @@ class Services:
     registry: CollectorRegistry
     state_metrics: StateMetrics
 
-    async def read_blob(self, key: str) -> bytes | None:
+    async def read_blob(self, key: str, *, within_s: float = ANSWER_S) -> bytes | None:
         """Return a blob, None where there is none. Raises BlobsUnavailable."""
         try:
-            return await asyncio.to_thread(self.blobs.read, key)
+            return await self.storage_threads.run(lambda: self.blobs.read(key), within_s=within_s)
         except BlobMissing:
             return None
-        except OSError as error:
+        except BlobsUnavailable as error:  # whose words are for the log: they may quote a path
+            structlog.get_logger("service.blobs").warning("blob_not_read", key=key, error=error.message)
             raise BlobsUnavailable("storage does not answer") from error
 
     async def read_json(self, key: str) -> dict[str, Any] | None:

@@ -19,13 +19,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.edge.observability import RequestMetrics
 from service.edge.problems import Problem, problem_response
+from service.edge.slow_client import SLOW_CLIENT_TIMEOUT_S, SlowClient, connection_of
 from service.settings import Settings
 
 __all__ = ["LOGIN_PATH", "MAX_BODY_BYTES", "Edge"]
 
 MAX_BODY_BYTES: Final = 64 * 1024
 LOGIN_PATH: Final = "/ui/login"  # the one form; everything else is JSON
-SLOW_CLIENT_TIMEOUT_S: Final = 30.0  # a client that takes no byte for so long is dropped
 SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 JSON_TYPES: Final = frozenset({"application/json", "application/merge-patch+json"})
 FORM_TYPE: Final = "application/x-www-form-urlencoded"
@@ -68,7 +68,9 @@ class Edge:
                     await self._app(scope, receive, response)
             except SlowClient:
                 log.warning("slow_client_dropped", path=scope["path"], timeout_s=SLOW_CLIENT_TIMEOUT_S)
-                raise
+                if (connection := connection_of(scope)) is None:
+                    raise
+                connection.give_up()
             except Exception:  # the last resort: no trace may reach a client, whatever failed
                 log.exception("unhandled_error", path=scope["path"])
                 if not response.is_started:
@@ -127,10 +129,6 @@ def _body_refusal(scope: Scope, headers: Headers) -> Problem | None:
 def body_too_large() -> Problem:
     """Return the 413 of a body over the limit."""
     return Problem(413, "body_too_large", f"a body may have {MAX_BODY_BYTES} bytes", limit_bytes=MAX_BODY_BYTES)
-
-
-class SlowClient(Exception):
-    """The client took nothing for SLOW_CLIENT_TIMEOUT_S; its connection is closed."""
 
 
 class _Response:

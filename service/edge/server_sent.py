@@ -9,7 +9,9 @@ from typing import Any, Final
 
 from fastapi.responses import StreamingResponse
 from fastapi.sse import format_sse_event
-from starlette.types import Send
+from starlette.types import Receive, Scope, Send
+
+from service.edge import slow_client
 
 __all__ = ["EVENT_STREAM", "EventStream", "comment", "server_sent"]
 
@@ -59,7 +61,25 @@ class EventStream(StreamingResponse):
         super().__init__(events, headers=_HEADERS)
         self._events = events
 
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the events; a client that reads none of them for too long is left the reason why it gets no more."""
+        try:
+            await super().__call__(scope, receive, send)
+        except slow_client.SlowClient:
+            if connection := slow_client.connection_of(scope):
+                connection.let_go(within_s=slow_client.LAST_READ_S)
+                await send({"type": "http.response.body", "body": _dropped(), "more_body": False})
+            raise
+
     async def stream_response(self, send: Send) -> None:
         """Send everything there is."""
         async with aclosing(self._events):
             await super().stream_response(send)
+
+
+def _dropped() -> bytes:
+    detail = (
+        f"nothing of this stream was read for {slow_client.SLOW_CLIENT_TIMEOUT_S:g} s, so it ends here; open it again "
+        "with the id of the last event as Last-Event-ID, and read metrics and logs since then from /metrics and /logs"
+    )
+    return server_sent("dropped", {"code": "slow_client", "retryable": True, "detail": detail})

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from service.edge.auth import Caller
@@ -17,10 +16,10 @@ __all__ = ["create_experiment", "judge"]
 
 
 async def judge(body: dict[str, Any], services: Services) -> Submission:
-    """Return what `body` asks for. Raises Problem 422 with all that is wrong with it."""
+    """Return what `body` asks for. Raises Problem 422 with all that is wrong with it, and DatasetsUnavailable."""
     capacity = await services.capacity.get()  # None: what cannot be asked now is not judged
     environment = Environment(services.settings, services.datasets, capacity, services.speeds.images_per_second)
-    return await asyncio.to_thread(check_submission, body, environment)
+    return await services.datasets.ask(lambda: check_submission(body, environment))
 
 
 async def create_experiment(
@@ -30,7 +29,7 @@ async def create_experiment(
     caller: Caller,
     key: str | None,
     route: str,
-    whole: Callable[[], dict[str, Any]] | None = None,
+    whole: Callable[[], Awaitable[dict[str, Any]]] | None = None,
     parent: dict[str, Any] | None = None,
 ) -> tuple[ExperimentRecord, bool]:
     """Return the experiment that a request asks for and whether an earlier request made it.
@@ -41,7 +40,7 @@ async def create_experiment(
         caller: Who will own it, and whose keys count.
         key: The Idempotency-Key, if there is one.
         route: The route that the key belongs to.
-        whole: Makes the body as `POST /experiments` has it, where that is not `asked` (clone, continue); in a thread.
+        whole: Makes the body as `POST /experiments` has it, where that is not `asked` (clone, continue).
         parent: The link to the experiment it comes from.
 
     Raises:
@@ -56,7 +55,7 @@ async def create_experiment(
         earlier = await services.store.find_idempotent(idempotency)
         if earlier is not None:
             return earlier, True
-    submission = await judge(await asyncio.to_thread(whole) if whole else asked, services)
+    submission = await judge(await whole() if whole else asked, services)
     new = NewExperiment(
         id=new_experiment_id(),
         name=submission.name,

@@ -10,7 +10,7 @@ import structlog
 
 from service.edge.deps import Services
 from service.edge.problems import Problem
-from service.errors import ExperimentNotFound, StaleState, Unavailable
+from service.errors import BlobsUnavailable, ExperimentNotFound, StaleState, Unavailable
 from service.experiment import ACTIVE, TERMINAL, State, Verb, allowed_verbs, verb_target
 from service.ports import ExperimentRecord, ListQuery
 
@@ -119,13 +119,13 @@ class Deletions:
     async def _remove(self, experiment_id: str) -> None:
         await self._services.store.delete(experiment_id)
         self._services.feed.ring(experiment_id)
-        await asyncio.to_thread(self._remove_blobs, experiment_id)
+        try:
+            await self._services.storage_threads.run(lambda: self._remove_blobs(experiment_id))
+        except BlobsUnavailable as error:  # the experiment is gone; what is left, or removed later, costs space only
+            log.warning("blobs_left_behind", experiment_id=experiment_id, error=error.message)
         log.info("experiment_deleted", experiment_id=experiment_id)
 
     def _remove_blobs(self, experiment_id: str) -> None:
         blobs = self._services.blobs
-        try:
-            for key in blobs.list(f"experiments/{experiment_id}/"):
-                blobs.delete(key)
-        except OSError as error:  # the experiment is gone; what is left costs space only
-            log.warning("blobs_left_behind", experiment_id=experiment_id, error=str(error))
+        for key in blobs.list(f"experiments/{experiment_id}/"):
+            blobs.delete(key)

@@ -34,7 +34,7 @@ async def datasets(
     services: ServicesDep, page_size: PageSize = DEFAULT_PAGE_SIZE, page_token: PageToken = ""
 ) -> Items[DatasetView]:
     """Return every data set; what cannot be used says why in `problem`."""
-    found = await asyncio.to_thread(services.datasets.all)
+    found = await services.datasets.ask(services.datasets.all)
     key = services.paging_key
     items, token = page_of_sequence(
         [_view(info) for info in found], name="datasets", page_size=page_size, page_token=page_token, key=key
@@ -51,7 +51,7 @@ async def datasets(
 )
 async def dataset(name: str, services: ServicesDep) -> DatasetView:
     """Return one data set."""
-    for found in await asyncio.to_thread(services.datasets.all):
+    for found in await services.datasets.ask(services.datasets.all):
         if found.name == name:
             return _view(found)
     raise Problem(404, "dataset_not_found", f"there is no data set {name[:64]!r}; see /datasets")

@@ -21,6 +21,7 @@ __all__ = ["router"]
 router = api_router("encoders")
 
 ZIP = "application/zip"
+BUNDLE_S = 120.0  # the largest encoders are gigabytes
 
 
 @router.get(
@@ -38,7 +39,8 @@ async def download(record: OwnedExperiment, services: ServicesDep) -> Response:
     """Return the bundle as a zip with its sha256 in Repr-Digest (RFC 9530)."""
     marker = await services.read_json(experiment_key(record.id, "complete.json")) or {}
     trial = _trial_of(marker, record)
-    bundle = await services.read_blob(trial_key(record.id, trial, "encoder.zip")) if trial else None
+    key = trial_key(record.id, trial, "encoder.zip") if trial else None
+    bundle = await services.read_blob(key, within_s=BUNDLE_S) if key else None
     if bundle is None:
         detail = f"the experiment is {record.state}; there is an encoder once a trial has succeeded"
         raise Problem(409, "encoder_not_ready", detail, state=record.state.value)

@@ -62,7 +62,11 @@ async def stream(
     live_numbers: Annotated[LiveNumbersFeed, Depends(_live_numbers)],
     after: Annotated[int, Depends(_last_event_id)],
 ) -> EventStream:
-    """Stream state, trial, condition, metric, log and heartbeat events until the experiment has ended."""
+    """Stream state, trial, condition, metric, log and heartbeat events until the experiment has ended.
+
+    A client that reads nothing for 30 s is dropped: the last event it finds is `dropped`, with
+    the code `slow_client`, and it may resume with Last-Event-ID.
+    """
     return EventStream(event_stream(record, services, live_numbers, after=after))
 
 

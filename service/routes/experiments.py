@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -225,7 +226,7 @@ async def clone(
             caller=caller,
             key=key,
             route=f"POST /experiments/{record.id}/clone",
-            whole=lambda: body_of_clone(record, request),
+            whole=lambda: asyncio.to_thread(body_of_clone, record, request),
             parent=parent_of_clone(record),
         )
     except Problem as problem:
@@ -256,7 +257,9 @@ async def continue_(
             caller=caller,
             key=key,
             route=f"POST /experiments/{record.id}/continue",
-            whole=lambda: body_of_continuation(record, request, blobs=services.blobs),
+            whole=lambda: services.storage_threads.run(
+                lambda: body_of_continuation(record, request, blobs=services.blobs)
+            ),
             parent=parent_of_continuation(record),
         )
     except Problem as problem:

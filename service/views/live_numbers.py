@@ -10,22 +10,26 @@ import asyncio
 import time
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from itertools import islice
 from typing import Any, Final
+
+import structlog
 
 from service.edge.deps import Services
 from service.edge.event_feed import News
 from service.edge.server_sent import server_sent
 from service.errors import ExperimentNotFound, Unavailable
-from service.experiment import TrialState, submission_id
+from service.experiment import State, TrialState, submission_id
 from service.ports import ExperimentRecord
 from service.views.trials_view import finite, read_trials
 
 __all__ = ["LiveNumbers", "LiveNumbersFeed"]
 
+log = structlog.get_logger("service.events")
+
 MIN_INTERVAL_S: Final = 1.0
-MAX_INTERVAL_S: Final = 3.0  # where nothing new comes; a point shall be seen within 5 s
+MAX_INTERVAL_S: Final = 2.0  # where nothing new comes: a point is seen within 5 s, 2 s of which it lies with its trial
 LOAD_SHARE: Final = 0.2  # of one reader's time that may go to asking
 MAX_READERS_ASKING: Final = 4  # at once, for all experiments
 MAX_TRIALS: Final = 16  # followed at once
@@ -74,6 +78,7 @@ class LiveNumbers:
         self._log_place: dict[int, int] = {}  # attempt -> lines told
         self._is_asking = asyncio.Lock()
         self._is_complete = False
+        self._is_failing = False  # which is told once
         self._task = asyncio.create_task(self._run())
 
     def behind(self, place: int) -> list[bytes]:
@@ -97,24 +102,33 @@ class LiveNumbers:
         """Ask at most every MIN_INTERVAL_S, and less often where asking is slow or finds nothing."""
         interval_s = MIN_INTERVAL_S
         while not self._is_complete:
-            started_s, place = time.monotonic(), self.place
+            started_s, place, is_awaited = time.monotonic(), self.place, False
             async with self._is_asking, self._turns:
                 try:
-                    await self._ask(await self._services.store.get(self._id))
+                    record = await self._services.store.get(self._id)
+                    await self._ask(record)
+                    is_awaited = record.state is State.RUNNING and not self._last_steps  # the first point is late
                 except Unavailable:
                     pass  # asked again
                 except ExperimentNotFound:  # another service has deleted it, which no event tells
                     self._ring(has_events=True)
             took_s = time.monotonic() - started_s
-            interval_s = MIN_INTERVAL_S if self.place > place else min(2 * interval_s, MAX_INTERVAL_S)
+            has_news = self.place > place or is_awaited
+            interval_s = MIN_INTERVAL_S if has_news else min(2 * interval_s, MAX_INTERVAL_S)
             await asyncio.sleep(max(interval_s, took_s / LOAD_SHARE))
 
     async def _ask(self, record: ExperimentRecord) -> None:
         if not record.attempt:
             return
         for read in (self._metrics, self._log):
-            with suppress(Unavailable):  # numbers wait in storage and come when their keeper is back
+            try:
                 self._add(await read(record))
+            except Unavailable:
+                pass  # numbers wait in storage and come when their keeper is back
+            except Exception:  # what cannot be read must keep nobody from the states, or from what comes after it
+                if not self._is_failing:
+                    log.exception("numbers_not_read", experiment_id=record.id)
+                self._is_failing = True
 
     def _add(self, events: list[bytes]) -> None:
         self._found.extend(events)

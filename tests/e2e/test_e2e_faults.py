@@ -29,12 +29,14 @@ from tests.harness.experiments import (
     wait_until,
 )
 from tests.harness.moments import catch, ray_jobs
+from tests.harness.sightings import StreamSightings, recorded_at, sightings
 from trainer.context import trial_key
 from trainer.storage import open_storage
 
 pytestmark = pytest.mark.ray
 
 EPOCHS = LONG["epochs"]
+WATCHED_S = 12.0
 SUBMISSION = {"name": "refused for now", "kind": "pretrain", "spec": SHORT}
 
 
@@ -168,13 +170,26 @@ def test_it_is_paused_and_resumed(stack: RunningStack, client: Client, running: 
     assert ended["attempt"] == 2
 
 
-def test_it_is_cancelled(stack: RunningStack, client: Client, running: Experiment) -> None:
+def test_its_points_are_seen_within_five_seconds_and_it_is_cancelled(stack: RunningStack, client: Client) -> None:
+    """Left alone until its cancellation, it is also the run on which the time to the reader is measured."""
+    endless = SHORT | {"epochs": 1000, "scaling": {"num_workers": 2}}
+    running = submit(client, "seen and cancelled", endless)
+    stream = StreamSightings(stack.url, running["id"])
+    seen = {"metrics": sightings(client, running["id"], for_s=WATCHED_S)}
+
     client.cancel(running["id"])
     ended = client.wait(running["id"], timeout_s=60)
     assert ended["state"] == "cancelled"
     wait_until(lambda: not processes(stack, "-m trainer", "--document"), what="the end of the job", timeout_s=30)
     (trial,) = client.trials(running["id"])
     assert trial["state"] == "cancelled"
+
+    seen["events"] = stream.seen()
+    recorded = recorded_at(client, running["id"])
+    for where, times in seen.items():
+        late_s = {step: (at - recorded[step]).total_seconds() for step, at in times.items()}
+        assert len({*times.values()}) > WATCHED_S / 5, f"{where}: {late_s}"
+        assert max(late_s.values()) < 5, f"{where}: {late_s}"
 
 
 def test_the_head_of_ray_is_killed(stack: RunningStack, client: Client, running: Experiment) -> None:

@@ -21,15 +21,17 @@ import traceback
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace, TracebackType
-from typing import Final, NoReturn, Self, cast
+from typing import Any, Final, NoReturn, Self, cast
 
+import psutil
 import structlog
 
 from service.dispatch.dispatcher import Dispatcher
 from service.edge.deps import Services
 from service.edge.problems import Problem
+from service.experiment import State
 from service.intake.lifecycle_verbs import obey
-from service.ports import Cluster, Tracking
+from service.ports import Cluster, ExperimentRecord, Tracking
 from service.settings import Settings
 from service.store import SqlStore
 from tests.harness.outside import Ask, Line, Outside, Part, Places, Wish
@@ -60,6 +62,19 @@ class MortalControlPlane:
     async def ended(self) -> int:
         """Return its exit status once it has ended."""
         return await _read_number(self._births)
+
+    @property
+    def is_stopped(self) -> bool:
+        """Return whether it was stopped and does nothing until it is woken."""
+        return psutil.Process(self.pid).status() == psutil.STATUS_STOPPED
+
+    def stop(self) -> None:
+        """Let it do nothing any more, wherever it is."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def wake(self) -> None:
+        """Let it go on from where it was stopped."""
+        os.kill(self.pid, signal.SIGCONT)
 
 
 class Births:
@@ -98,11 +113,28 @@ async def _read_number(process: asyncio.subprocess.Process) -> int:
 # --- its own process ------------------------------------------------------------------------------
 
 
+class HesitantStore(SqlStore):
+    """Stops its process once, between the decision to make a move and its write."""
+
+    def __init__(self, places: Places, outside: Outside) -> None:
+        super().__init__(places.database, clock=outside.clock)
+        self._outside = outside
+        self._stops_before = places.stops_before
+
+    async def transition(self, experiment_id: str, *, source: State, target: State, **rest: Any) -> ExperimentRecord:
+        """Move, or stop first and go on when it is told to."""
+        if self._stops_before == f"{source} {target}":
+            self._stops_before = ""
+            os.kill(os.getpid(), signal.SIGSTOP)
+            await self._outside.call("clients", "woken")  # which tells how late it is by now
+        return await super().transition(experiment_id, source=source, target=target, **rest)
+
+
 async def live(places: Places) -> None:
     """Serve the clients and step the dispatcher until the world says that it is enough."""
     reader, writer = await asyncio.open_connection("127.0.0.1", places.port)
     outside = Outside(Line(reader, writer))
-    store = SqlStore(places.database, clock=outside.clock)
+    store = HesitantStore(places, outside)
     dispatcher = Dispatcher(
         store=store,
         cluster=cast("Cluster", Part(outside, "cluster")),

@@ -32,6 +32,7 @@ class Places:
     home: str
     storage: str  # a directory
     port: int  # where the world answers
+    stops_before: str = ""  # the move, `SOURCE TARGET`, before whose write it stops itself, once
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -179,7 +179,6 @@ def test_watch_resumes_behind_the_last_event_and_ends_with_the_experiment(call: 
         stream(("state", "4", {"state": "running"}), ("metric", "", {"step": 1})),
         httpx2.Response(200, json=RUNNING),
         httpx2.ConnectError("refused"),
-        httpx2.Response(200, json=RUNNING),
         stream(("state", "9", {"state": "succeeded"})),
         httpx2.Response(200, json=SUCCEEDED),
     )
@@ -188,8 +187,32 @@ def test_watch_resumes_behind_the_last_event_and_ends_with_the_experiment(call: 
 
     assert [event.type for event in events] == ["state", "metric", "state"]
     assert "Last-Event-ID" not in script.requests[0].headers
-    assert script.requests[4].headers["Last-Event-ID"] in ("4", "9")
-    assert script.requests[4].headers["Last-Event-ID"] == "4"
+    assert script.requests[3].headers["Last-Event-ID"] == "4"
+
+
+def test_watch_resumes_where_it_was_dropped_though_the_experiment_has_ended(call: Caller) -> None:
+    script = Script(
+        stream(("state", "4", {"state": "running"}), ("dropped", "", {"code": "slow_client"})),
+        stream(("state", "9", {"state": "succeeded"})),
+        httpx2.Response(200, json=SUCCEEDED),
+    )
+
+    events = call(script, "watch", "exp_1")
+
+    assert [(event.type, event.id) for event in events] == [("state", "4"), ("state", "9")]
+    assert script.requests[1].headers["Last-Event-ID"] == "4"
+
+
+def test_watch_tells_the_end_that_came_while_the_connection_was_broken(call: Caller) -> None:
+    script = Script(
+        stream(("state", "4", {"state": "running"})),
+        httpx2.Response(200, json=RUNNING),
+        httpx2.ReadError("reset"),
+        stream(("state", "9", {"state": "succeeded"})),
+        httpx2.Response(200, json=SUCCEEDED),
+    )
+
+    assert [event.id for event in call(script, "watch", "exp_1")] == ["4", "9"]
 
 
 def test_what_has_no_data_is_no_event(call: Caller) -> None:

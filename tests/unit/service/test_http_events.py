@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from service.edge.event_feed import EventFeed, News
 from service.edge.problems import Problem
@@ -80,6 +81,32 @@ async def test_points_and_lines_come_before_the_state_that_ends_the_stream(servi
     ]
     assert [data["lines"] for kind, _, data in events if kind == "log"] == [["epoch 1", "epoch 2"]]
     assert events[-1][0] == "state"
+
+
+async def test_numbers_that_cannot_be_read_keep_nobody_from_the_states_or_from_later_numbers(
+    service: HttpApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    created = await service.submit()
+    following = asyncio.create_task(service.http.get(f"/experiments/{created['id']}/events"))
+    await service.until_watched()
+    strange = asyncio.Event()
+
+    async def answers(_: str, __: Sequence[str]) -> Any:
+        strange.set()
+        raise KeyError("a field that MLflow always had")
+
+    with monkeypatch.context() as patch, capture_logs() as logs:
+        patch.setattr(service.tracking, "metrics", answers)
+        await service.run(created["id"], num_steps=3)
+        await asyncio.wait_for(strange.wait(), 10)
+        await asyncio.sleep(0.05)
+    await service.succeed(created["id"])
+
+    events = events_of((await asyncio.wait_for(following, 10)).text)
+
+    assert [data["step"] for kind, _, data in events if kind == "metric"] == [1, 2, 3]
+    assert events[-1][2]["state"] == "succeeded"
+    assert [line["event"] for line in logs if line["log_level"] == "error"] == ["numbers_not_read"]
 
 
 async def test_all_streams_of_an_experiment_are_told_what_was_asked_for_once(service: HttpApp) -> None:

@@ -6,10 +6,12 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from service.app import build
 from service.background import keep_running
-from service.errors import SettingsError
+from service.errors import SettingsError, StoreUnavailable
+from service.ports import Page
 from service.settings import Settings
 from tests.harness.http_app import HttpApp, http_app
 
@@ -55,6 +57,36 @@ async def test_the_app_ends_while_a_deletion_waits_and_has_news_in_that_moment(
 
     assert done
     ending.result()
+
+
+async def test_loops_end_where_the_start_fails(service: HttpApp, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def unreachable(_: object) -> Page:
+        raise StoreUnavailable("The database does not answer; try again later.")
+
+    monkeypatch.setattr(service.store, "list", unreachable)
+    before = asyncio.all_tasks()
+
+    with pytest.raises(StoreUnavailable):
+        async with service.app.router.lifespan_context(service.app):
+            pass
+
+    assert asyncio.all_tasks() == before
+
+
+async def test_what_cannot_be_closed_is_told_and_the_rest_closed(
+    service: HttpApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fails() -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(service.cluster, "close", fails)
+    with capture_logs() as logs:
+        async with service.app.router.lifespan_context(service.app):
+            pass
+
+    assert [line["part"] for line in logs if line["event"] == "not_closed"] == ["cluster"]
+    with pytest.raises(StoreUnavailable, match="closed"):
+        await service.store.get("exp_0")
 
 
 async def test_an_open_address_without_a_token_does_not_start(tmp_path: Path, migrated_database: Path) -> None:

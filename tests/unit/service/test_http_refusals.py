@@ -20,6 +20,7 @@ from service.dispatch.dispatcher import Dispatcher
 from service.edge import deps, middleware
 from service.edge.auth import ensure_guarded
 from service.edge.observability import RequestMetrics, configure_logging
+from service.edge.slow_client import SlowClient
 from service.experiment import State
 from service.ports import Role
 from service.settings import Settings
@@ -158,7 +159,7 @@ async def test_a_client_that_reads_nothing_is_dropped(monkeypatch: pytest.Monkey
 
     app = middleware.Edge(answers, settings=Settings(), metrics=RequestMetrics(CollectorRegistry()))
     scope = {"type": "http", "method": "GET", "path": "/livez", "headers": [(b"host", b"127.0.0.1")]}
-    with pytest.raises(middleware.SlowClient):
+    with pytest.raises(SlowClient):
         await app(scope, nothing, never)
 
 

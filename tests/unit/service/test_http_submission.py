@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from service.edge.examples import PRETRAIN_EXAMPLE, SWEEP_EXAMPLE
+from service.experiment import State
 from service.ports import Capacity
 from tests.harness.http_app import HttpApp, assert_problem, http_app, pointers, pretrain_body
 
@@ -261,6 +262,32 @@ async def test_keys_of_two_callers_do_not_meet(service: HttpApp) -> None:
     second = await service.submit(pretrain_body(seed=3), {**bob, "Idempotency-Key": "k"})
 
     assert first["id"] != second["id"]
+
+
+async def test_a_key_belongs_to_its_route_with_the_experiment_that_the_route_names(service: HttpApp) -> None:
+    key = {"Idempotency-Key": "k"}
+    first, other = await service.submit(headers=key), await service.submit(pretrain_body(seed=1))
+    await service.move(first["id"], State.PAUSED)
+    service.leave_checkpoint(first["id"])
+    asked: dict[str, dict[str, Any]] = {
+        "/experiments": pretrain_body(),
+        f"/experiments/{first['id']}/clone": {},
+        f"/experiments/{other['id']}/clone": {},
+        f"/experiments/{first['id']}/continue": {"epochs": 4},
+    }
+
+    answers = {url: await service.http.post(url, json=body, headers=key) for url, body in asked.items()}
+    again = {url: await service.http.post(url, json=body, headers=key) for url, body in asked.items()}
+
+    assert [answer.status_code for answer in answers.values()] == [200, 202, 202, 202]
+    ids = {url: answer.json()["id"] for url, answer in answers.items()}
+    assert len(set(ids.values())) == len(asked)
+    assert {url: (answer.status_code, answer.json()["id"]) for url, answer in again.items()} == {
+        url: (200, id_) for url, id_ in ids.items()
+    }
+    for url in list(asked)[1:3]:
+        refused = await service.http.post(url, json={"name": "other"}, headers=key)
+        assert_problem(refused, 422, "idempotency_conflict")
 
 
 @pytest.mark.parametrize("key", ["", "x" * 256, "tab\there"])

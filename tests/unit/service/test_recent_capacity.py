@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from structlog.testing import capture_logs
 
 from service.ports import Capacity
 from service.recent_capacity import FRESH_S, MAX_AGE_S, RecentCapacity
@@ -49,6 +50,23 @@ async def test_what_is_no_longer_fresh_is_asked_for_beside_the_request(
     assert await recent.get() == small  # it waits for nobody
     await asyncio.sleep(0)
     assert (await recent.get() or SMALL).gpus_total == 1
+
+
+async def test_an_answer_that_cannot_be_read_is_told_and_nothing_older_taken_for_it(
+    cluster: FakeCluster, recent: RecentCapacity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await recent.get()
+
+    async def strange() -> Capacity:
+        raise KeyError("resources_total")
+
+    with monkeypatch.context() as patch, capture_logs() as logs:
+        patch.setattr(cluster, "capacity", strange)
+        cluster.clock.advance(MAX_AGE_S + 1)
+        assert await recent.get() is None
+    assert [line["event"] for line in logs] == ["capacity_not_read"]
+    cluster.clock.advance(MAX_AGE_S + 1)
+    assert (await recent.get() or LARGE).cpus_total == SMALL.cpus_total
 
 
 async def test_what_is_old_is_waited_for(cluster: FakeCluster, recent: RecentCapacity) -> None:

@@ -6,12 +6,13 @@ import json
 import os
 import queue
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -72,9 +73,64 @@ def test_spans_are_sent_where_the_standard_variables_say_and_carry_no_secret(tmp
     assert CANARY not in str(lines)
 
 
+def test_it_ends_in_time_while_storage_is_asked_and_silent(tmp_path: Path) -> None:
+    with silence() as address, service_process(tmp_path, **silent_bucket(address)) as (url, process):
+        body = {"name": "a", "kind": "pretrain", "spec": {"data": {"dataset": "openmoji"}}}
+        experiment_id = httpx2.post(f"{url}/experiments", json=body, timeout=60).json()["id"]
+        with closing(sqlite3.connect(tmp_path / "simclr.db")) as database:  # as one is that has run once
+            database.execute("UPDATE experiments SET attempt = 1, state = 'paused'")
+            database.commit()
+        asking = [
+            threading.Thread(target=answers, args=(f"{url}/experiments/{experiment_id}/trials",)) for _ in range(20)
+        ]
+        for each in asking:
+            each.start()
+        for each in asking:
+            each.join()  # they gave up after 2 s
+        began_s = time.monotonic()
+        process.terminate()
+        process.wait(60)
+        assert time.monotonic() - began_s < 18
+    assert "ended_without_waiting" not in (tmp_path / "log").read_text()
+
+
+def test_it_ends_in_time_whatever_hangs_and_says_what(tmp_path: Path) -> None:
+    script = """
+import asyncio, sys, threading
+import service.__main__ as program
+program.END_S = 1.0
+from service.edge.event_feed import EventFeed
+close = EventFeed.close
+def hang(self):
+    for _ in range(64):  # all threads that asyncio has, and who waits for one
+        asyncio.get_running_loop().run_in_executor(None, threading.Event().wait)
+    close(self)
+EventFeed.close = hang
+sys.exit(program.main())
+"""
+    with service_process(tmp_path, "-c", script) as (_, process):
+        process.terminate()
+        assert process.wait(30) == 1
+    (line,) = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines() if "ended_without" in line]
+    assert any(name.startswith("asyncio") for name in line["threads"])
+
+
+def silent_bucket(address: str) -> dict[str, str]:
+    """Return the environment of a service whose storage is a bucket at this address."""
+    keys = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_DEFAULT_REGION": "us-east-1"}
+    return {"SIMCLR_STORAGE": "s3://bucket/prefix", "AWS_ENDPOINT_URL": address, **keys}
+
+
 @contextmanager
-def service_process(home: Path, **environ: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """Run `python -m service` with nobody behind it and yield its address once it answers."""
+def silence() -> Iterator[str]:
+    """Yield the address of one who takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0), backlog=256) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+@contextmanager
+def service_process(home: Path, *program: str, **environ: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """Run `python -m service`, or another program, with nobody behind it; yield its address once it answers."""
     port = free_port()
     environment = os.environ | {
         "SIMCLR_HOME": str(home),
@@ -84,7 +140,7 @@ def service_process(home: Path, **environ: str) -> Iterator[tuple[str, subproces
         "SIMCLR_CPUS": "4",
     }
     log = (home / "log").open("wb")
-    command = [sys.executable, "-m", "service"]
+    command = [sys.executable, *(program or ("-m", "service"))]
     with log, subprocess.Popen(command, env=environment | environ, stdout=log, stderr=log) as process:
         try:
             deadline = time.monotonic() + 60

@@ -187,6 +187,7 @@ class FullDisk:
 def test_storage_that_stays_full_ends_the_run_after_a_bounded_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("trainer.recorder.FIRST_DURABLE_S", 0.001)
     monkeypatch.setattr("trainer.recorder.DURABLE_EVERY_S", 0.001)
     monkeypatch.setattr("trainer.recorder.STORAGE_AWAY_MOST_S", 0.05)
     pen = recorder(tmp_path, None, FullDisk(tmp_path))
