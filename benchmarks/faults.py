@@ -2,13 +2,14 @@
 
     python benchmarks/faults.py [FAULT ...]
 
-Needs root: a head without CPUs and three nodes with one each are namespaces on a bridge, and share
-nothing but an object store (S3 over a socket). For each fault two workers train in float64 from the
-checkpoint of a run that was paused. After each fault the run must end as an unbroken one does in
-one process, weights and every step's loss within 1e-9, each step recorded once, and leave no process
-of training and nothing reserved. Seconds count from the fault: `noticed` is when the head takes the
-node for dead, or without a lost node when the old workers are gone; then when the process of the
-last new worker began, when the new team had its checkpoint, and its first step.
+Needs root and `redis-server`: a head without CPUs and three nodes with one each are namespaces on a
+bridge, and share nothing but an object store (S3 over a socket); the head keeps its tables in a Redis.
+For each fault two workers train in float64 from the checkpoint of a run that was paused. After each
+the run must end as an unbroken one does in one process, weights and every step's loss within 1e-9,
+each step recorded once, and leave no process of training and nothing reserved. Seconds count from
+the fault: `noticed` is when the head takes the node for dead, or without a lost node when the old
+workers are gone; then when the process of the last new worker began, when the new team had its
+checkpoint, and its first step.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from service.errors import ClusterUnavailable
 from service.ports import JobStatus
 from tests.conftest import shapes
 from tests.harness.experiments import SHORT, STEPS_PER_EPOCH
+from tests.harness.gcs_store import GcsStore, reason_for_no_gcs_store
 from tests.harness.hosts import Host, Lan, reason_for_no_hosts
 from tests.harness.object_store import ObjectStore
 from tests.harness.paused_run import EXPERIMENT, PausedRun
@@ -51,6 +53,9 @@ DRAIN_S: Final = 5
 SLOW: Final = "20mbit"
 SLOWER: Final = "8mbit"  # two steps a second or less
 OUTAGE_S: Final = 60.0
+LOAD_S: Final = 75.0
+BUSY_PER_HOST: Final = 3  # processes that never wait, on each of four hosts that share this machine's cores
+BUSY: Final = "while True: pass"
 TORN_S: Final = 35.0  # two checkpoints
 TOLERANCE: Final = 1e-9
 # What a run has on the hosts while it lives.
@@ -60,10 +65,11 @@ PROCESSES: Final = ("RayTrainWorker", "TrainController", "SynchronizationActor",
 class Scene:
     """A cluster of a head and three nodes; two of them train, and the first of these is the victim."""
 
-    def __init__(self, lan: Lan, store: ObjectStore, datasets: Path) -> None:
+    def __init__(self, lan: Lan, store: ObjectStore, datasets: Path, tables: GcsStore) -> None:
         self.store = store
+        self.tables = tables
         self.head, *self.nodes = (lan.add_host(name) for name in ("head", "left", "right", "spare"))
-        self.ray = RayHosts(self.head, *self.nodes, datasets=datasets, variables=store.environment)
+        self.ray = RayHosts(self.head, *self.nodes, datasets=datasets, variables=store.environment, gcs_store=tables)
         self.attempt = 1  # was paused
 
     def train(self, spec: dict[str, Any], uri: str) -> None:
@@ -89,6 +95,10 @@ class Scene:
         except ClusterUnavailable:
             return False  # the head takes none right after its start
         return True
+
+    def known(self) -> list[set[str]]:
+        """Return the ids under which the head knows each node as alive; one that was lost has another, or none."""
+        return [self.ray.node_ids(node) for node in self.nodes]
 
     def is_whole(self) -> bool:
         """Return whether every host that is switched on is a living node."""
@@ -174,10 +184,38 @@ def drain(scene: Scene) -> None:
     scene.victim.power_off()
 
 
-def restart_head(scene: Scene) -> None:
+def restore_head(scene: Scene) -> None:
+    """End the head and start it again over the tables that it kept; its nodes stay."""
+    known = scene.known()
     scene.head.power_off()
     scene.head.power_on()
     scene.ray.start_head()
+    until(lambda: scene.known() == known, what="the same nodes")
+
+
+def restart_head(scene: Scene) -> None:
+    """End the head and start one that knows nothing."""
+    scene.head.power_off()
+    scene.tables.forget()
+    scene.head.power_on()
+    scene.ray.start_head()
+
+
+def saturate(scene: Scene) -> None:
+    """Take the processors from all hosts for a while."""
+    known, hosts = scene.known(), (scene.head, *scene.nodes)
+    try:
+        for host in hosts * BUSY_PER_HOST:
+            host.start([sys.executable, "-c", BUSY], environment={}, log="busy.log")
+        deadline = time.monotonic() + LOAD_S
+        while time.monotonic() < deadline:
+            threading.Event().wait(POLL_EVERY_S)
+            assert all(worker.is_running() for worker in scene.workers), "the run did not last, or lost a worker"
+    finally:
+        for host in hosts:
+            for process in host.processes(BUSY):
+                process.kill()
+    assert scene.known() == known, "a node that lived was taken for dead"
 
 
 def kill_worker(scene: Scene) -> None:
@@ -231,6 +269,8 @@ FAULTS: Final = {
         spec={"scaling": {"num_workers": {"min": 1, "max": 3}}},
         epochs=100,
     ),
+    "cpus-taken": Fault(inject=saturate, restarts=False, epochs=200),
+    "head-restored": Fault(inject=restore_head, recover=Scene.attempt_again),
     "head-restarted": Fault(inject=restart_head, recover=Scene.attempt_again),
     "storage-outage": Fault(inject=lambda scene: fail_storage(scene, scene.store.link.down()), restarts=False),
     "storage-held": Fault(inject=lambda scene: fail_storage(scene, scene.store.link.held()), restarts=False),
@@ -285,7 +325,7 @@ def main() -> None:
     parser.add_argument("--logs", type=Path, help="a folder to keep the head's logs in")
     arguments = parser.parse_args()
     names = arguments.faults or list(FAULTS)
-    if reason := reason_for_no_hosts():
+    if reason := reason_for_no_hosts() or reason_for_no_gcs_store():
         print(f"nothing measured: {reason}")
         return
     epochs = max(FAULTS[name].epochs for name in names)
@@ -299,7 +339,8 @@ def main() -> None:
         lan = stack.enter_context(Lan())
         store = stack.enter_context(ObjectStore(host=lan.gateway))
         store.use()
-        scene = Scene(lan, store, folder / "datasets")
+        tables = stack.enter_context(GcsStore(lan.folder / "tables", host=lan.gateway))
+        scene = Scene(lan, store, folder / "datasets", tables)
         run = reference.result()
         for name in names:
             try:

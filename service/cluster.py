@@ -6,6 +6,7 @@ not imported, so the service starts in a moment and needs no Ray of the cluster'
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, Final
@@ -25,6 +26,7 @@ _SUBMIT_TIMEOUT_S: Final = 12.0
 _TIMEOUT = httpx2.Timeout(8.0, connect=5.0)
 _MAX_NODES: Final = 10_000  # Ray's own bound for a listing
 _MESSAGE_LENGTH: Final = 500
+_NODE_LIVES_S: Final = 2.0  # how long an answer that a node lives is believed
 
 
 class RayJobs:
@@ -43,6 +45,7 @@ class RayJobs:
         Each job runs in a folder with `code`; without it the nodes have code of their own.
         """
         self._code = code
+        self._living_until_s: dict[str, float] = {}  # of nodes with drivers
         headers = {"Authorization": f"Bearer {token.get_secret_value()}"} if token else {}
         self._http = httpx2.AsyncClient(
             base_url=address,
@@ -87,7 +90,25 @@ class RayJobs:
         if answer.status_code == HTTPStatus.NOT_FOUND:
             return JobObservation(status=JobStatus.MISSING)
         job = await self._json(answer)
-        return JobObservation(status=JobStatus(job["status"].lower()), message=_one_line(job.get("message") or ""))
+        status, driver_node = JobStatus(job["status"].lower()), job.get("driver_node_id")
+        if status.is_living and driver_node and await self._is_dead(driver_node):
+            # Ray finds it out when the next job is submitted: a head that is back goes on calling it running.
+            return JobObservation(status=JobStatus.MISSING, message="the node of its driver died")
+        return JobObservation(status=status, message=_one_line(job.get("message") or ""))
+
+    async def _is_dead(self, node_id: str) -> bool:
+        """Return whether Ray took a node for dead, which is for ever: who comes back is another node."""
+        now_s = time.monotonic()
+        if self._living_until_s.get(node_id, now_s) > now_s:
+            return False
+        filters = {"filter_keys": "node_id", "filter_predicates": "=", "filter_values": node_id}
+        listing = await self._json(await self._send("GET", "/api/v0/nodes", params=filters))
+        if any(node["state"] == "DEAD" for node in listing["data"]["result"]["result"]):
+            return True
+        self._living_until_s = {node_id: now_s + _NODE_LIVES_S} | {
+            node: until_s for node, until_s in self._living_until_s.items() if until_s > now_s and node != node_id
+        }
+        return False
 
     async def stop(self, submission_id: str) -> None:
         answer = await self._send("POST", f"/api/jobs/{submission_id}/stop")

@@ -147,6 +147,7 @@ def _trainer(spec: PretrainSpec, context: TrialContext, on_epoch: OnEpoch | None
             num_workers=(workers.min, workers.max) if isinstance(workers, WorkerRange) else workers,  # type: ignore[arg-type] # Ray shows types of its first version
             use_gpu=has_gpu,
             resources_per_worker=resources,
+            placement_strategy=scaling.placement.upper(),
             elastic_resize_monitor_interval_s=RESIZE_CHECK_EVERY_S,  # type: ignore[call-arg] # likewise
         ),
         run_config=RunConfig(

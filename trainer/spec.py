@@ -245,6 +245,8 @@ class ScalingSpec(Part):
     num_workers: Annotated[int, Field(ge=1, le=MAX_WORKERS)] | WorkerRange = 1
     cpus_per_worker: int = Field(1, ge=1, le=256)
     gpus_per_worker: int = Field(0, ge=0, le=1)
+    # pack: on few nodes; spread: on many, as far as there is room; strict_spread: each on a node of its own, or wait.
+    placement: Literal["pack", "spread", "strict_spread"] = "pack"  # Ray's own default
 
     def max_workers(self) -> int:
         """Return the largest W that may be used."""
@@ -346,6 +348,19 @@ def _scaling_problems(spec: PretrainSpec) -> list[SpecProblem]:
                 code="range_reversed",
                 detail=f"min {num_workers.min} is above max {num_workers.max}; swap them",
                 allowed=f"<= {num_workers.max}",
+            )
+        )
+    if isinstance(num_workers, WorkerRange) and spec.scaling.placement == "strict_spread":
+        problems.append(
+            SpecProblem(
+                pointer="/scaling/placement",
+                code="range_strictly_spread",
+                detail=(
+                    "a range takes as many workers as there are CPUs for, whatever the number of nodes, and would wait "
+                    "for nodes of their own; use spread, or give num_workers as a number"
+                ),
+                allowed=["pack", "spread"],
+                involves=("/scaling/num_workers",),
             )
         )
     for workers in sorted({spec.scaling.min_workers(), spec.scaling.max_workers()}):

@@ -121,6 +121,17 @@ def _worker_problems(spec: PretrainSpec, environment: Environment) -> list[SpecP
                 involves=("/scaling/cpus_per_worker",),
             )
         )
+    # A cluster of a fixed size is the embedded one: this machine.
+    if settings.cpus is not None and scaling.placement == "strict_spread" and scaling.min_workers() > 1:
+        problems.append(
+            SpecProblem(
+                pointer="/scaling/placement",
+                code="too_few_nodes",
+                detail=f"{scaling.min_workers()} workers never get nodes of their own on a cluster of one; use spread",
+                allowed=["pack", "spread"],
+                involves=("/scaling/num_workers",),
+            )
+        )
     return problems
 
 

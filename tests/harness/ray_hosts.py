@@ -27,6 +27,7 @@ from service.ports import JobStatus
 from service.settings import Settings
 from tests.fakes.records import record
 from tests.harness.experiments import wait_until
+from tests.harness.gcs_store import GcsStore
 from tests.harness.hosts import Host
 
 __all__ = ["RayHosts"]
@@ -49,8 +50,12 @@ class RayHosts:
         datasets: Path,
         code: CodePackage | None = None,
         variables: Mapping[str, str] | None = None,
+        cpus: int = 1,
+        gcs_store: GcsStore | None = None,
     ) -> None:
+        """Start them; each node has `cpus` CPUs, and the head its tables in `gcs_store`, or in its memory alone."""
         self.head = head
+        self._gcs_store = gcs_store
         self._variables = dict(variables or {})  # of every node besides: where storage is, and the key to it
         self.token = secrets.token_hex(32)
         self.code = code or installed_code()
@@ -59,7 +64,7 @@ class RayHosts:
         self._settings = Settings(home=Path(HOME), datasets=Path(DATASETS), mlflow_uri=None, ray_address=self.dashboard)
         self.start_head()
         for node in nodes:
-            self.join(node)
+            self.join(node, cpus=cpus)
         wait_until(self.is_up, timeout_s=START_TIMEOUT_S, what="Ray's head")
         self.wait_for_nodes(*nodes)
 
@@ -69,11 +74,16 @@ class RayHosts:
         """Start Ray's head on its host, with the health checks of the compose file; returns at once."""
         compose = yaml.safe_load(_COMPOSE.read_text())["services"]["ray-head"]["environment"]
         health = {name: value for name, value in compose.items() if name.startswith("RAY_health_check")}
-        self._start(self.head, "--head", "--port=6379", f"--dashboard-host={self.head.address}", cpus=0, **health)
+        words = ["--head", "--port=6379", f"--dashboard-host={self.head.address}"]
+        if self._gcs_store is not None:
+            words.append(f"--redis-password={self._gcs_store.password}")
+            health |= self._gcs_store.of_head
+        self._start(self.head, *words, cpus=0, **health)
 
     def join(self, host: Host, *, cpus: int = 1) -> None:
         """Start a node of `cpus` CPUs on a host; returns at once."""
-        self._start(host, f"--address={self.head.address}:6379", cpus=cpus)
+        variables = {} if self._gcs_store is None else self._gcs_store.of_nodes
+        self._start(host, f"--address={self.head.address}:6379", cpus=cpus, **variables)
 
     def wait_for_nodes(self, *hosts: Host) -> None:
         """Return once all these hosts are living nodes."""

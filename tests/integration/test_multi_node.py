@@ -40,7 +40,11 @@ pytestmark = [
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 EPOCHS: Final = 12
-SPEC: Final[dict[str, Any]] = SHORT | {"epochs": EPOCHS, "precision": "float64", "scaling": {"num_workers": 2}}
+SPEC: Final[dict[str, Any]] = SHORT | {
+    "epochs": EPOCHS,
+    "precision": "float64",
+    "scaling": {"num_workers": 2, "placement": "strict_spread"},
+}
 END_TIMEOUT_S: Final = 240.0
 NUM_PICTURES: Final = 60
 # In the environment of every node and of the service that submits; the store here asks nobody for a key.
@@ -55,8 +59,9 @@ LISTINGS: Final = ("nodes", "actors", "jobs", "tasks", "workers", "placement_gro
 
 @dataclass(frozen=True)
 class Cluster:
-    """A head without CPUs and two hosts with one each: two workers cannot but be spread."""
+    """A head without CPUs and two hosts of which each has room for two workers."""
 
+    lan: Lan
     ray: RayHosts
     nodes: tuple[Host, Host]
     store: ObjectStore
@@ -74,8 +79,9 @@ def cluster(datasets_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
         for name, value in store.environment.items():
             patch.setenv(name, value)
         head, left, right = (lan.add_host(name) for name in ("head", "left", "right"))
-        ray = RayHosts(head, left, right, datasets=datasets_dir, code=code, variables=store.environment | SECRETS)
-        yield Cluster(ray, (left, right), store, lan.shared)
+        variables = store.environment | SECRETS
+        ray = RayHosts(head, left, right, datasets=datasets_dir, code=code, variables=variables, cpus=2)
+        yield Cluster(lan, ray, (left, right), store, lan.shared)
 
 
 def marked_code(folder: Path) -> CodePackage:
@@ -120,6 +126,29 @@ def test_two_hosts_go_on_with_the_run_of_one_process_though_a_worker_is_killed(
     assert [len(found) for found in caches] == [1, 1], "each host fetched the images"
     wait_until(lambda: cluster.workers() == [0, 0], timeout_s=20, what="the end of the workers")
     wait_until(lambda: not cluster.ray.reserved(), timeout_s=20, what="the release of what was reserved")
+
+
+def test_four_hosts_train_what_one_process_trains(cluster: Cluster, tmp_path: Path, datasets_dir: Path) -> None:
+    spec = SPEC | {"epochs": 4, "scaling": SPEC["scaling"] | {"num_workers": 4}}
+    shutil.copytree(datasets_dir, tmp_path / "datasets")
+    run = PausedRun(tmp_path, spec, steps=4 * STEPS_PER_EPOCH)
+    uri = run.copy(cluster.store.uri("four"))
+    more = [cluster.lan.add_host(name) for name in ("third", "fourth")]
+    for host in more:
+        cluster.ray.join(host)
+    cluster.ray.wait_for_nodes(*more)
+
+    cluster.ray.submit(EXPERIMENT, spec, attempt=4, storage=uri)
+    timeline = experiment_key(EXPERIMENT, "attempts/4/timeline.json")
+    wait_until(lambda: "train" in text_of(open_storage(uri), timeline), timeout_s=END_TIMEOUT_S, what="the team")
+    assert [len(node.processes("RayTrainWorker")) for node in (*cluster.nodes, *more)] == [1, 1, 1, 1]
+    wait_until(lambda: has_ended(cluster, EXPERIMENT, attempt=4), timeout_s=END_TIMEOUT_S, what="the end")
+
+    assert cluster.ray.status(EXPERIMENT, attempt=4) is JobStatus.SUCCEEDED
+    assert run.distance(uri) <= 1e-9
+    for host in more:
+        host.power_off()
+    wait_until(lambda: not any(map(cluster.ray.node_ids, more)), timeout_s=30, what="the end of two nodes")
 
 
 def test_two_hosts_pack_the_data_set_that_one_process_packs(cluster: Cluster, tmp_path: Path) -> None:

@@ -53,7 +53,11 @@ def extract_features(
     device = torch.device(device)
     dtype = next((parameter.dtype for parameter in encoder.parameters()), torch.float32)
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    features: list[NDArray[np.float32]] = []
+    if start >= stop:
+        raise ValueError(f"images[{start}:{stop}] is empty")
+    # One array from the first block on: small ones kept between the large blocks of each pass would leave holes
+    # in the heap that no large block fits into, and memory would grow with the number of images.
+    features_MR = np.empty((0, 0), np.float32)
     with (
         evaluating(encoder),
         torch.inference_mode(),
@@ -63,10 +67,10 @@ def extract_features(
             images_BHWC = torch.from_numpy(np.ascontiguousarray(images_MHWC[first : min(first + batch_size, stop)]))
             x_BCHW = images_BHWC.to(device).permute(0, 3, 1, 2).to(dtype=dtype, memory_format=layout) / 255
             h_BR: Tensor = encoder(x_BCHW)
-            features.append(h_BR.to(device="cpu", dtype=torch.float32).numpy())
-    if not features:
-        raise ValueError(f"images[{start}:{stop}] is empty")
-    return np.concatenate(features)
+            if first == start:
+                features_MR = np.empty((stop - start, *h_BR.shape[1:]), np.float32)
+            features_MR[first - start : first - start + len(h_BR)] = h_BR.to(device="cpu", dtype=torch.float32).numpy()
+    return features_MR
 
 
 @contextmanager

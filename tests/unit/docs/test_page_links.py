@@ -45,13 +45,15 @@ def test_every_fault_that_is_measured_has_its_row() -> None:
     """One row for each fault of the benchmark, and those of the service's replicas from its own test."""
     text = (ROOT / "benchmarks" / "faults.py").read_text()
     faults = re.findall(r'^    "([a-z-]+)": Fault\(', text, flags=re.MULTILINE)
-    assert len(faults) == 11
+    assert len(faults) == 13
     words = {
         "worker-killed": "worker process killed",
         "storage-outage": "storage away",
         "storage-held": "storage holds everything back",
         "storage-torn": "checkpoints broken off",
-        "head-restarted": "head ended",
+        "cpus-taken": "processors taken",
+        "head-restarted": "started again, without its tables",
+        "head-restored": "started again over its tables",
         "node-added": "node switched on",
         "link-down": "link of a node down",
         "link-slow": "link of a node at",

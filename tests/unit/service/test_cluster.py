@@ -71,6 +71,44 @@ async def test_each_status_of_ray_is_known(status: str) -> None:
     assert (observation.status, observation.message) == (JobStatus(status.lower()), "two lines")
 
 
+@pytest.mark.parametrize(
+    ("status", "state", "seen_as"),
+    [
+        ("RUNNING", "ALIVE", "running"),
+        ("RUNNING", "DEAD", "missing"),
+        ("PENDING", "DEAD", "missing"),
+        ("SUCCEEDED", "DEAD", "succeeded"),
+        ("FAILED", "DEAD", "failed"),
+        ("RUNNING", None, "running"),  # the head has not heard of its nodes yet
+    ],
+)
+async def test_a_job_whose_driver_was_on_a_dead_node_runs_no_more(status: str, state: str | None, seen_as: str) -> None:
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        if request.url.path == "/api/v0/nodes":
+            assert request.url.params["filter_values"] == "n1"
+            nodes = [] if state is None else [{"node_id": "n1", "state": state}]
+            return httpx2.Response(200, json={"result": True, "data": {"result": {"result": nodes}}})
+        return httpx2.Response(200, json={"status": status, "message": "", "driver_node_id": "n1"})
+
+    assert (await ray(answer).observe("e-a1")).status is JobStatus(seen_as)
+
+
+async def test_many_jobs_on_one_living_node_ask_for_it_once() -> None:
+    paths: list[str] = []
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        paths.append(request.url.path)
+        if request.url.path == "/api/v0/nodes":
+            nodes = [{"node_id": "n1", "state": "ALIVE"}]
+            return httpx2.Response(200, json={"result": True, "data": {"result": {"result": nodes}}})
+        return httpx2.Response(200, json={"status": "RUNNING", "driver_node_id": "n1"})
+
+    cluster = ray(answer)
+    for number in range(5):
+        await cluster.observe(f"e{number}-a1")
+    assert paths.count("/api/v0/nodes") == 1
+
+
 async def test_the_token_is_sent_and_never_told() -> None:
     seen: list[str | None] = []
 

@@ -105,6 +105,8 @@ async def test_a_judgement_that_rests_on_a_wrong_field_is_left_out(service: Http
         ({"scaling": {"num_workers": {"min": 1}}}, "/spec/scaling/num_workers/max"),
         ({"scaling": {"gpus_per_worker": 1}}, "/spec/scaling/gpus_per_worker"),
         ({"scaling": {"num_workers": 16, "cpus_per_worker": 2}}, "/spec/scaling/num_workers"),
+        ({"scaling": {"num_workers": 2, "placement": "strict_spread"}}, "/spec/scaling/placement"),
+        ({"scaling": {"num_workers": 2, "placement": "apart"}}, "/spec/scaling/placement"),
         ({"data": {"dataset": "shapes", "image_size": 100_000}}, "/spec/data/image_size"),
         ({"data": {}}, "/spec/data/dataset"),
         ({"limits": {"max_images": 10}}, "/spec/limits/max_images"),

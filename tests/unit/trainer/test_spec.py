@@ -105,6 +105,17 @@ def test_every_end_of_a_worker_range_divides_the_batch() -> None:
     )
 
 
+def test_workers_on_nodes_of_their_own_are_so_many_and_no_range() -> None:
+    spread = {"num_workers": 2, "placement": "strict_spread"}
+    assert codes(make(batch_size=12, scaling=spread)) == []
+    assert make(batch_size=12, scaling=spread).digest() == make(batch_size=12).digest()
+    between = {"num_workers": {"min": 2, "max": 4}}
+    assert codes(make(batch_size=12, scaling=between | {"placement": "spread"})) == []
+    assert codes(make(batch_size=12, scaling=between | {"placement": "strict_spread"})) == [
+        ("/scaling/placement", "range_strictly_spread")
+    ]
+
+
 def test_micro_batch_without_batch_norm_is_accepted() -> None:
     spec = make(memory={"micro_batch": 64}, encoder={"norm": "group"}, projection_head={"batch_norm": False})
     assert codes(spec) == []
