@@ -10,6 +10,7 @@ The test split is read once, at the end, and selects nothing.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -22,8 +23,10 @@ from torch import nn
 
 from trainer import metric_names as names
 from trainer.data.dataset import Dataset, Subset
+from trainer.data.split import labelled_fraction
 from trainer.encoder import Encoder, build_encoder
 from trainer.export import weights_digest
+from trainer.fine_tuning import fine_tune
 from trainer.learner import SimclrLearner, SupervisedLearner
 from trainer.precision import Precision
 from trainer.probe.features import Images, evaluating, extract_features, pixel_features, pixel_pooling
@@ -47,6 +50,11 @@ LEAVE_ONE_OUT_AT_MOST: Final = 20_000  # images; beyond, a validation split is l
 NUM_MONITORED: Final = 512  # validation images that the collapse monitors look at
 KNN_METRICS: Final = {20: names.KNN_ACCURACY, 200: names.KNN_ACCURACY_K200}
 LABEL_FRACTIONS: Final = {0.01: names.LINEAR_ACCURACY_1PCT, 0.1: names.LINEAR_ACCURACY_10PCT}
+FINE_TUNED: Final = {  # share of the labels: metric, epochs (paper, appendix B.5; of all labels: SimCLR v2, section 3)
+    0.01: (names.FINE_TUNED_ACCURACY_1PCT, 60),
+    0.1: (names.FINE_TUNED_ACCURACY_10PCT, 30),
+    1.0: (names.FINE_TUNED_ACCURACY, 30),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,12 +133,19 @@ class Evaluation:
 
     # --- at the end -------------------------------------------------------------------------------
 
-    def final(self, learner: SimclrLearner | SupervisedLearner) -> FinalEvaluation | None:
-        """Return all that is measured once; None on ranks but the first."""
+    def final(
+        self, learner: SimclrLearner | SupervisedLearner, *, wishes_stop: Callable[[], bool] = lambda: False
+    ) -> FinalEvaluation | None:
+        """Return all that is measured once; None on ranks but the first.
+
+        Raises:
+            Interrupted: If a rank wished to stop while the encoder's copy was fine-tuned.
+        """
         digest_before = weights_digest(learner.encoder)
         untrained = self._untrained_encoder()
         h = self._of_both(learner.encoder)
         random_h = self._of_both(untrained)
+        fine_tuned, tuned_metrics = self._fine_tuned(learner.encoder, wishes_stop)
         if not self._team.is_first:
             return None
         is_collapsed = self._has_collapsed(torch.from_numpy(h[1]))
@@ -138,11 +153,12 @@ class Evaluation:
         verdict, predictions = "the data set has no labels to judge h by", None
         if self._dataset.pretrain.labels is not None:
             baselines, verdict = self._against_baselines(h, random_h)
-            metrics |= baselines
-            if self._spec.evaluation.linear_probe:
-                probe = self._probe(*h)
+            metrics |= baselines | tuned_metrics
+            probe = self._probe(*h) if self._spec.evaluation.linear_probe else None
+            if probe is not None:
                 predictions = probe.predict(h[1])
-                metrics |= {names.LINEAR_ACCURACY: probe.validation_accuracy} | self._test(learner.encoder, h, probe)
+                metrics[names.LINEAR_ACCURACY] = probe.validation_accuracy
+            metrics |= self._test(learner.encoder, h, probe, fine_tuned)
             metrics |= self._optional(learner, h)
         if weights_digest(learner.encoder) != digest_before:
             raise RuntimeError("evaluation changed the encoder")
@@ -211,18 +227,60 @@ class Evaluation:
                 metrics |= {names.transformation_accuracy(task, source): r.accuracy for task, r in results.items()}
         return metrics
 
-    def _test(self, encoder: Encoder, h: tuple[Features, Features], probe: LinearProbe) -> dict[str, float]:
-        """Read the test split, once; nothing is chosen by what comes of it."""
-        test = self._dataset.read_test()
+    def _fine_tuned(
+        self, encoder: Encoder, wishes_stop: Callable[[], bool]
+    ) -> tuple[nn.Module | None, dict[str, float]]:
+        """Return the network fine-tuned on all labels, and on rank 0 the accuracies; (None, {}) if not asked for."""
+        asked, pretrain = self._spec.evaluation, self._dataset.pretrain
+        if not asked.fine_tune or pretrain.labels is None:
+            return None, {}
+        network: nn.Module | None = None
+        metrics: dict[str, float] = {}
+        for fraction, (name, epochs) in FINE_TUNED.items():
+            if fraction < 1 and not asked.label_fractions:
+                continue
+            seen = labelled_fraction(pretrain.labels, fraction=fraction, key=self._dataset.digest)
+            network = fine_tune(
+                encoder,
+                pretrain.part(seen) if fraction < 1 else pretrain,
+                self._spec,
+                num_classes=self._dataset.num_classes,
+                epochs=asked.fine_tune_epochs or epochs,
+                team=self._team,
+                precision=self._precision,
+                wishes_stop=wishes_stop,
+            )
+            metrics |= self._accuracy(network, self._dataset.validation, name)
+        return network, metrics
+
+    def _accuracy(self, network: nn.Module, subset: Subset, name: str) -> dict[str, float]:
+        """Return, on rank 0, the share of images whose class has the highest logit; on others, {}."""
+        if not self._team.is_first:
+            return {}
+        logits_MK = self._extract(network, subset, slice(0, len(subset)))
+        return {name: float((logits_MK.argmax(axis=1) == self._labels(subset)).mean())}
+
+    def _test(
+        self,
+        encoder: Encoder,
+        h: tuple[Features, Features],
+        probe: LinearProbe | None,
+        fine_tuned: nn.Module | None,
+    ) -> dict[str, float]:
+        """Read the test split, once and if there is a classifier; nothing is chosen by what comes of it."""
+        has_classifier = probe is not None or fine_tuned is not None
+        test = self._dataset.read_test() if has_classifier else None
         if test is None or test.labels is None:
             return {}
         test_h = self._extract(encoder, test, slice(0, len(test)))
         bank_labels = np.concatenate([self._labels(self._dataset.pretrain), self._labels(self._dataset.validation)])
         knn = knn_probe(np.concatenate(h), bank_labels, test_h, test.labels, ks=(20,))
-        return {
-            names.TEST_LINEAR_ACCURACY: probe.accuracy(test_h, test.labels),
-            names.TEST_KNN_ACCURACY: knn[20].accuracy,
-        }
+        metrics = {names.TEST_KNN_ACCURACY: knn[20].accuracy}
+        if probe is not None:
+            metrics[names.TEST_LINEAR_ACCURACY] = probe.accuracy(test_h, test.labels)
+        if fine_tuned is not None:
+            metrics |= self._accuracy(fine_tuned, test, names.TEST_FINE_TUNED_ACCURACY)
+        return metrics
 
     # --- pieces -----------------------------------------------------------------------------------
 

@@ -67,12 +67,12 @@ class SupervisedLearner(nn.Module):
         logits: Tensor = self.head(self.encoder(views_MCHW))
         return logits
 
-    def metrics(self, outputs_2BD: Tensor, labels_B: Tensor | None) -> dict[str, Tensor]:
-        """Return the mean cross-entropy over both views, in float32 or wider."""
+    def metrics(self, outputs_MK: Tensor, labels_B: Tensor | None) -> dict[str, Tensor]:
+        """Return the mean cross-entropy over the views of all images, one each or both, in float32 or wider."""
         if labels_B is None:
             raise ValueError("supervised training needs labels")
-        logits = outputs_2BD if outputs_2BD.dtype == torch.float64 else outputs_2BD.float()
-        return {metric_names.LOSS: functional.cross_entropy(logits, labels_B.repeat(2))}
+        logits = outputs_MK if outputs_MK.dtype == torch.float64 else outputs_MK.float()
+        return {metric_names.LOSS: functional.cross_entropy(logits, labels_B.repeat(len(logits) // len(labels_B)))}
 
 
 def build_learner(

@@ -25,6 +25,7 @@ from trainer.epoch_report import EpochReport, OnEpoch
 from trainer.errors import BatchTooLarge, Stopped
 from trainer.evaluation import Evaluation
 from trainer.feed import Feed
+from trainer.fine_tuning import Interrupted
 from trainer.learner import prepare_learner
 from trainer.memory import require_memory
 from trainer.optim import build_optimizer
@@ -140,8 +141,7 @@ class Run:
         stopped_by = self._train(first_step)
         if stopped_by in ("pause", "cancel"):
             self._keep_now()
-            message = f"stopped by a {stopped_by} after step {self.last_step} of {self.total_steps}"
-            raise Stopped(message, kind=stopped_by, step=self.last_step)
+            raise self._stopped(stopped_by)
         self._finish(is_early=stopped_by == "early")
 
     @property
@@ -209,8 +209,7 @@ class Run:
         for batch in self.feed.read(epoch, first_step=first_step):
             views_2BCHW = self.drawer.draw_pair(batch.images, sample_ids_B=batch.sample_ids, epoch=epoch)
             rate = self._learning_rate(batch.step)
-            wishes_stop = self.scribe is not None and self.scribe.stop_wish is not None
-            outcome = self.stepper(views_2BCHW, batch.labels, learning_rate=rate, wishes_stop=wishes_stop)
+            outcome = self.stepper(views_2BCHW, batch.labels, learning_rate=rate, wishes_stop=self._wishes_stop())
             self.last_step = batch.step + 1
             unread.append((self.last_step, rate, outcome))
             is_epoch_end = self.last_step % self.steps_per_epoch == 0
@@ -275,7 +274,10 @@ class Run:
         if self.scribe is not None:
             self.scribe.mark("evaluate")
         self._keep_now()
-        final = self.evaluation.final(self.learner)
+        try:
+            final = self.evaluation.final(self.learner, wishes_stop=self._wishes_stop)
+        except Interrupted as wish:  # a later start evaluates anew, from the checkpoint just kept
+            raise self._stopped(self._agreed_stop()) from wish
         if self.scribe is None or final is None:
             return
         self.scribe.metrics(self.last_step, final.metrics)
@@ -305,6 +307,13 @@ class Run:
     def _keep_now(self) -> None:
         if self.scribe is not None:
             self.scribe.checkpoint_now(capture(self.last_step, self.learner, self.optimizer))
+
+    def _wishes_stop(self) -> bool:
+        return self.scribe is not None and self.scribe.stop_wish is not None
+
+    def _stopped(self, kind: StopKind) -> Stopped:
+        message = f"stopped by a {kind} after step {self.last_step} of {self.total_steps}"
+        return Stopped(message, kind=kind, step=self.last_step)
 
     def _agreed_stop(self) -> StopKind:
         wish = self.scribe.stop_wish if self.scribe is not None else None

@@ -23,8 +23,12 @@ LINEAR_ACCURACY: Final = "linear_accuracy"
 LINEAR_ACCURACY_Z: Final = "linear_accuracy_z"
 LINEAR_ACCURACY_1PCT: Final = "linear_accuracy_1pct"
 LINEAR_ACCURACY_10PCT: Final = "linear_accuracy_10pct"
+FINE_TUNED_ACCURACY: Final = "fine_tuned_accuracy"
+FINE_TUNED_ACCURACY_1PCT: Final = "fine_tuned_accuracy_1pct"
+FINE_TUNED_ACCURACY_10PCT: Final = "fine_tuned_accuracy_10pct"
 TEST_KNN_ACCURACY: Final = "test_knn_accuracy"
 TEST_LINEAR_ACCURACY: Final = "test_linear_accuracy"
+TEST_FINE_TUNED_ACCURACY: Final = "test_fine_tuned_accuracy"
 RAW_PIXEL_KNN_ACCURACY: Final = "raw_pixel_knn_accuracy"
 RANDOM_ENCODER_KNN_ACCURACY: Final = "random_encoder_knn_accuracy"
 
@@ -56,8 +60,12 @@ EVALUATION_METRICS: Final = (
     LINEAR_ACCURACY_Z,
     LINEAR_ACCURACY_1PCT,
     LINEAR_ACCURACY_10PCT,
+    FINE_TUNED_ACCURACY,
+    FINE_TUNED_ACCURACY_1PCT,
+    FINE_TUNED_ACCURACY_10PCT,
     TEST_KNN_ACCURACY,
     TEST_LINEAR_ACCURACY,
+    TEST_FINE_TUNED_ACCURACY,
     RAW_PIXEL_KNN_ACCURACY,
     RANDOM_ENCODER_KNN_ACCURACY,
     ALIGNMENT,

@@ -230,6 +230,19 @@ class EvaluationSpec(Part):
     probe_z: bool = False  # section 4.2: h against g(h)
     label_fractions: bool = False  # 1 % and 10 % of the labels; section 6
     transformation_prediction: bool = False  # Table 3
+    fine_tune: bool = Field(
+        False,
+        description=(
+            "Also train a copy of the encoder and a linear layer on the labels, as the paper's appendix B.5 does: all "
+            "of them outside the validation split and, with label_fractions, 1 % and 10 %."
+        ),
+    )
+    fine_tune_base_lr: float = Field(
+        0.05, gt=0, le=1000, description="The rate is fine_tune_base_lr * batch_size / 256, by a cosine to 0; B.5."
+    )
+    fine_tune_epochs: int | None = Field(
+        None, ge=1, le=MAX_EPOCHS, description="null: 60 on 1 % of the labels, else 30; B.5."
+    )
 
 
 class WorkerRange(Part):
@@ -296,6 +309,10 @@ class PretrainSpec(Part):
         factor = {"linear": self.batch_size / 256, "sqrt": math.sqrt(self.batch_size), "none": 1.0}
         return self.optim.base_lr * factor[self.optim.lr_scaling]
 
+    def fine_tune_lr(self) -> float:
+        """Return the first learning rate of fine-tuning, from the global N (appendix B.5)."""
+        return self.evaluation.fine_tune_base_lr * self.batch_size / 256
+
     def resolved(self) -> dict[str, Any]:
         """Return the spec as it will run, as JSON: every default and derived value spelled out."""
         document = self.model_dump(mode="json")
@@ -308,6 +325,9 @@ class PretrainSpec(Part):
         """Return the sha256 of all that decides the result: `scaling` and `limits` do not."""
         document = self.resolved()
         del document["scaling"], document["limits"]
+        if not self.evaluation.fine_tune:  # a run without it is the run that it was before there was fine-tuning
+            for field in ("fine_tune", "fine_tune_base_lr", "fine_tune_epochs"):
+                del document["evaluation"][field]
         canonical = json.dumps(document, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 

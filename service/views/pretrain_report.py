@@ -14,7 +14,9 @@ __all__ = ["as_html", "as_markdown", "pretrain_report"]
 _SHOWN: Final = (
     metric_names.TEST_LINEAR_ACCURACY,
     metric_names.TEST_KNN_ACCURACY,
+    metric_names.TEST_FINE_TUNED_ACCURACY,
     metric_names.LINEAR_ACCURACY,
+    metric_names.FINE_TUNED_ACCURACY,
     metric_names.KNN_ACCURACY,
     metric_names.RANDOM_ENCODER_KNN_ACCURACY,
     metric_names.RAW_PIXEL_KNN_ACCURACY,

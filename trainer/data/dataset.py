@@ -39,6 +39,11 @@ class Subset:
         """Return the images at these positions, (B, size, size, 3)."""
         return self[positions]
 
+    def part(self, positions: NDArray[np.int64]) -> Subset:
+        """Return the subset of the images at these positions, ascending."""
+        labels = None if self.labels is None else self.labels[positions]
+        return Subset(array=self.array, sample_ids=self.sample_ids[positions], labels=labels)
+
     @property
     def images(self) -> NDArray[np.uint8]:
         """Return all images of the subset, in memory."""

@@ -7,6 +7,7 @@ N images, W = 2           | rank 0 | rank 1| rank 0 | rank 1|
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import count
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from trainer.errors import SpecError
 from trainer.seeding import permutation
 
-__all__ = ["epoch_batches", "local_slice", "num_dropped", "steps_per_epoch"]
+__all__ = ["epoch_batches", "local_slice", "num_dropped", "steps_per_epoch", "unbroken_batches"]
 
 
 def steps_per_epoch(num_images: int, batch_size: int) -> int:
@@ -57,3 +58,19 @@ def epoch_batches(
     order = np.asarray(permutation(seed=seed, epoch=epoch, size=num_images), np.int64)
     for step in range(first_step, steps_per_epoch(num_images, batch_size)):
         yield order[local_slice(step=step, batch_size=batch_size, rank=rank, num_workers=num_workers)]
+
+
+def unbroken_batches(
+    *, seed: int, first_epoch: int, num_images: int, batch_size: int, rank: int = 0, num_workers: int = 1
+) -> Iterator[NDArray[np.int64]]:
+    """Yield the positions, (B,), that `rank` reads at each step without end, no image being dropped.
+
+    A batch takes the rest of one epoch and the start of the next; where images are few, several epochs.
+    """
+    mine = local_slice(step=0, batch_size=batch_size, rank=rank, num_workers=num_workers)
+    ahead = np.empty(0, np.int64)
+    for epoch in count(first_epoch):
+        ahead = np.concatenate([ahead, permutation(seed=seed, epoch=epoch, size=num_images)])
+        while len(ahead) >= batch_size:
+            yield ahead[:batch_size][mine]
+            ahead = ahead[batch_size:]

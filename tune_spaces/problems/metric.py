@@ -16,7 +16,7 @@ from tune_spaces.spec import SweepSpec
 __all__ = ["metric_problems"]
 
 _BY_STEP: Final = (names.LOSS, names.CONTRASTIVE_ACCURACY, names.ENTROPY)
-_ON_TEST: Final = (names.TEST_KNN_ACCURACY, names.TEST_LINEAR_ACCURACY)
+_ON_TEST: Final = (names.TEST_KNN_ACCURACY, names.TEST_LINEAR_ACCURACY, names.TEST_FINE_TUNED_ACCURACY)
 SELECTING: Final = tuple(name for name in (*_BY_STEP, *names.EVALUATION_METRICS) if name not in _ON_TEST)
 BY_EPOCH: Final = (
     *_BY_STEP,  # as the last step of the epoch had them
@@ -29,13 +29,16 @@ BY_EPOCH: Final = (
 )
 _WITHOUT_LABELS: Final = frozenset(BY_EPOCH) - {names.KNN_ACCURACY, names.KNN_ACCURACY_K200}
 _OF_CONTRAST: Final = (names.CONTRASTIVE_ACCURACY, names.ENTROPY, names.ALIGNMENT, names.UNIFORMITY)
-_EVALUATION_SWITCHES: Final[Mapping[str, str]] = {
-    names.LINEAR_ACCURACY: "linear_probe",
-    names.LINEAR_ACCURACY_Z: "probe_z",
-    names.LINEAR_ACCURACY_1PCT: "label_fractions",
-    names.LINEAR_ACCURACY_10PCT: "label_fractions",
+_EVALUATION_SWITCHES: Final[Mapping[str, tuple[str, ...]]] = {
+    names.LINEAR_ACCURACY: ("linear_probe",),
+    names.LINEAR_ACCURACY_Z: ("probe_z",),
+    names.LINEAR_ACCURACY_1PCT: ("label_fractions",),
+    names.LINEAR_ACCURACY_10PCT: ("label_fractions",),
+    names.FINE_TUNED_ACCURACY: ("fine_tune",),
+    names.FINE_TUNED_ACCURACY_1PCT: ("fine_tune", "label_fractions"),
+    names.FINE_TUNED_ACCURACY_10PCT: ("fine_tune", "label_fractions"),
     **{
-        names.transformation_accuracy(task, source): "transformation_prediction"
+        names.transformation_accuracy(task, source): ("transformation_prediction",)
         for task in names.TRANSFORMATION_TASKS
         for source in "hz"
     },
@@ -79,9 +82,9 @@ def _not_selecting(metric: str) -> SpecProblem:
 
 def _why_missing(metric: str, document: dict[str, Any]) -> str | None:
     spec = PretrainSpec.model_validate(document)
-    switch = _EVALUATION_SWITCHES.get(metric)
-    if switch is not None and not getattr(spec.evaluation, switch):
-        return f"set base.evaluation.{switch} to true"
+    for switch in _EVALUATION_SWITCHES.get(metric, ()):
+        if not getattr(spec.evaluation, switch):
+            return f"set base.evaluation.{switch} to true"
     if metric == names.LINEAR_ACCURACY_Z or metric.endswith("_z") or metric in _OF_CONTRAST:
         return "the supervised method has no projection z" if spec.method == "supervised" else None
     return None

@@ -75,6 +75,7 @@ def test_a_bad_axis_is_told_at_its_place(space: dict[str, Any], pointer: str, co
         ),
         ({"metric": "accuracy"}, "'accuracy' is never logged; did you mean .*accuracy"),
         ({"metric": "linear_accuracy_z"}, "linear_accuracy_z is never logged: set base.evaluation.probe_z to true"),
+        ({"metric": "fine_tuned_accuracy_1pct"}, "is never logged: set base.evaluation.fine_tune to true"),
         (
             {"space": {"epochs": {"choice": [2]}, "optim.warmup_epochs": {"choice": [4.0]}}},
             r"shorten it, .*\(at optim.warmup_epochs = 4.0, epochs = 2\)",
