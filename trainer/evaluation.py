@@ -142,9 +142,9 @@ class Evaluation:
             Interrupted: If a rank wished to stop while the encoder's copy was fine-tuned.
         """
         digest_before = weights_digest(learner.encoder)
-        untrained = self._untrained_encoder()
+        learner.zero_grad(set_to_none=True)  # room for the copy that is fine-tuned
         h = self._of_both(learner.encoder)
-        random_h = self._of_both(untrained)
+        random_h = self._of_both(self._untrained_encoder())
         fine_tuned, tuned_metrics = self._fine_tuned(learner.encoder, wishes_stop)
         if not self._team.is_first:
             return None
@@ -230,7 +230,7 @@ class Evaluation:
     def _fine_tuned(
         self, encoder: Encoder, wishes_stop: Callable[[], bool]
     ) -> tuple[nn.Module | None, dict[str, float]]:
-        """Return the network fine-tuned on all labels, and on rank 0 the accuracies; (None, {}) if not asked for."""
+        """Return the network fine-tuned on all labels, and the accuracies; (None, {}) if not asked for."""
         asked, pretrain = self._spec.evaluation, self._dataset.pretrain
         if not asked.fine_tune or pretrain.labels is None:
             return None, {}
@@ -239,10 +239,10 @@ class Evaluation:
         for fraction, (name, epochs) in FINE_TUNED.items():
             if fraction < 1 and not asked.label_fractions:
                 continue
-            seen = labelled_fraction(pretrain.labels, fraction=fraction, key=self._dataset.digest)
+            network = None  # let go of before the next is made
             network = fine_tune(
                 encoder,
-                pretrain.part(seen) if fraction < 1 else pretrain,
+                pretrain if fraction == 1 else self._labelled_part(fraction),
                 self._spec,
                 num_classes=self._dataset.num_classes,
                 epochs=asked.fine_tune_epochs or epochs,
@@ -250,15 +250,18 @@ class Evaluation:
                 precision=self._precision,
                 wishes_stop=wishes_stop,
             )
-            metrics |= self._accuracy(network, self._dataset.validation, name)
+            # by all ranks: those that began the next one meanwhile would wait for the first, and not for ever
+            logits_VK = self._shared(network, self._dataset.validation, width=self._dataset.num_classes)
+            metrics[name] = self._accuracy(logits_VK, self._dataset.validation)
         return network, metrics
 
-    def _accuracy(self, network: nn.Module, subset: Subset, name: str) -> dict[str, float]:
-        """Return, on rank 0, the share of images whose class has the highest logit; on others, {}."""
-        if not self._team.is_first:
-            return {}
-        logits_MK = self._extract(network, subset, slice(0, len(subset)))
-        return {name: float((logits_MK.argmax(axis=1) == self._labels(subset)).mean())}
+    def _labelled_part(self, fraction: float) -> Subset:
+        pretrain = self._dataset.pretrain
+        return pretrain.part(labelled_fraction(self._labels(pretrain), fraction=fraction, key=self._dataset.digest))
+
+    def _accuracy(self, logits_MK: Features, subset: Subset) -> float:
+        """Return the share of images whose class has the highest logit."""
+        return float((logits_MK.argmax(axis=1) == self._labels(subset)).mean())
 
     def _test(
         self,
@@ -279,7 +282,8 @@ class Evaluation:
         if probe is not None:
             metrics[names.TEST_LINEAR_ACCURACY] = probe.accuracy(test_h, test.labels)
         if fine_tuned is not None:
-            metrics |= self._accuracy(fine_tuned, test, names.TEST_FINE_TUNED_ACCURACY)
+            logits_MK = self._extract(fine_tuned, test, slice(0, len(test)))
+            metrics[names.TEST_FINE_TUNED_ACCURACY] = self._accuracy(logits_MK, test)
         return metrics
 
     # --- pieces -----------------------------------------------------------------------------------
@@ -330,13 +334,17 @@ class Evaluation:
         return self._features(encoder, self._dataset.pretrain), self._features(encoder, self._dataset.validation)
 
     def _features(self, encoder: Encoder, subset: Subset) -> Features:
-        """Return h of a whole subset on every rank, each having computed its slice."""
+        """Return h of a whole subset on every rank."""
+        return self._shared(encoder, subset, width=encoder.width_of_h)
+
+    def _shared(self, module: nn.Module, subset: Subset, *, width: int) -> Features:
+        """Return a module's outputs, `width` wide, of a whole subset on every rank, each having computed its slice."""
         share = self._team.share(len(subset))
-        mine = self._extract(encoder, subset, share)
+        mine = self._extract(module, subset, share, width=width)
         if self._team.group is None:
             return mine
         size = -(-len(subset) // self._team.world_size)
-        padded = torch.zeros(size, encoder.width_of_h, device=self._team.device)
+        padded = torch.zeros(size, width, device=self._team.device)
         padded[: len(mine)] = torch.from_numpy(mine)
         gathered = [torch.empty_like(padded) for _ in range(self._team.world_size)]
         dist.all_gather(gathered, padded, group=self._team.group)
@@ -350,8 +358,7 @@ class Evaluation:
     def _extract_all(self, module: nn.Module, images_MHWC: NDArray[np.uint8]) -> Features:
         return self._extract(module, images_MHWC, slice(0, len(images_MHWC)))
 
-    def _extract(self, module: nn.Module, images_MHWC: Images, share: slice) -> Features:
-        width = getattr(module, "width_of_h", 0)
+    def _extract(self, module: nn.Module, images_MHWC: Images, share: slice, *, width: int = 0) -> Features:
         if share.start == share.stop:
             return np.zeros((0, width), np.float32)
         return extract_features(

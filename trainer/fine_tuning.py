@@ -26,7 +26,7 @@ from trainer.learner import SimclrLearner, SupervisedLearner, prepare_learner
 from trainer.precision import Precision
 from trainer.schedule import learning_rate
 from trainer.spec import CropResize, HorizontalFlip, PretrainSpec, ViewsSpec
-from trainer.step import StepOutcome, Stepper
+from trainer.step import StepOutcome, Stepper, steps_between_looks
 from trainer.team import Team
 from trainer.transfer import to_device
 from trainer.views import ViewDrawer
@@ -38,7 +38,6 @@ logger = logging.getLogger(__name__)
 VIEWS: Final = ViewsSpec(operations=(CropResize(), HorizontalFlip()))  # B.5
 MOMENTUM: Final = 0.9  # B.5
 FIRST_EPOCH: Final = 1 << 32  # in the names of orders and views: beyond any epoch of pretraining
-LOOK_EVERY_STEPS: Final = 16  # for a wish to stop: not at each, where the host would wait for the device
 
 
 class Interrupted(Exception):
@@ -89,7 +88,7 @@ def fine_tune(
     # An image may come twice in a batch: its views are named by their places in it.
     place_ids_B = torch.arange(spec.batch_size)[local_slice(step=0, **ranks)]
     num_steps = -(-epochs * len(labelled) // spec.batch_size)
-    outcome: StepOutcome | None = None
+    look_every, outcome = steps_between_looks(team.device), None
     for step, batch in enumerate(BatchReader(labelled).read(islice(order, num_steps))):
         images_BHWC = to_device(torch.from_numpy(batch.images), team.device)
         outcome = stepper(
@@ -98,9 +97,10 @@ def fine_tune(
             learning_rate=learning_rate(step, peak=spec.fine_tune_lr(), warmup_steps=0, total_steps=num_steps),
             wishes_stop=wishes_stop(),
         )
-        if step % LOOK_EVERY_STEPS == 0 and outcome.should_stop:
+        if step % look_every == 0 and outcome.should_stop:
             raise Interrupted
     _warn_of_divergence(outcome, team)
+    learner.zero_grad(set_to_none=True)
     return nn.Sequential(learner.encoder, learner.head)
 
 

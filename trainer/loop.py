@@ -39,7 +39,7 @@ from trainer.resumption import resume
 from trainer.schedule import learning_rate
 from trainer.scribe import Scribe, StopKind
 from trainer.spec import PretrainSpec
-from trainer.step import StepOutcome, Stepper
+from trainer.step import StepOutcome, Stepper, steps_between_looks
 from trainer.storage import Storage, open_storage
 from trainer.team import Team
 from trainer.views import ViewDrawer
@@ -51,7 +51,6 @@ __all__ = ["train"]
 
 logger = logging.getLogger(__name__)
 
-READ_EVERY_STEPS_CUDA = 16  # outcomes are read in groups there, so that no step waits for the device
 
 
 def train(spec: PretrainSpec, context: TrialContext, team: Team, *, on_epoch: OnEpoch | None = None) -> None:
@@ -204,7 +203,7 @@ class Run:
     def _train_epoch(self, epoch: int, first_step: int) -> bool:
         """Make one epoch's updates from where they are; return whether a stop was agreed."""
         self.learner.train()
-        read_every = READ_EVERY_STEPS_CUDA if self.team.device.type == "cuda" else 1
+        read_every = steps_between_looks(self.team.device)
         unread: list[tuple[int, float, StepOutcome]] = []
         for batch in self.feed.read(epoch, first_step=first_step):
             views_2BCHW = self.drawer.draw_pair(batch.images, sample_ids_B=batch.sample_ids, epoch=epoch)

@@ -123,9 +123,12 @@ def step_memory_bytes(
     with FakeTensorMode(allow_non_fake_inputs=True):  # the inputs: weights that are nowhere yet
         learner.to_empty(device=device)
         step_bytes = _peak_bytes(learner, spec, precision=precision, device=device, num_images=num_images)
-    message_bytes = sum(parameter.nbytes for parameter in learner.parameters()) if num_workers > 1 else 0
+    weight_bytes = sum(parameter.nbytes for parameter in learner.parameters())
+    message_bytes = weight_bytes if num_workers > 1 else 0
+    # Beside what was trained, less its gradient: a copy with its gradient and momentum, on as many views or fewer.
+    copy_bytes = 2 * weight_bytes if spec.evaluation.fine_tune else 0
     loss_bytes = _loss_bytes(spec, num_images=num_images, width_of_z=_width_of_z(spec, learner), device=device)
-    return RUNTIME_BYTES + step_bytes + message_bytes + loss_bytes
+    return RUNTIME_BYTES + step_bytes + message_bytes + copy_bytes + loss_bytes
 
 
 def _any_loss(outputs_2BD: Tensor, labels_B: Tensor | None) -> dict[str, Tensor]:
@@ -170,6 +173,7 @@ class _Living(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch gives
         self.peak_bytes = 0
         self._bytes = 0
         self._storages: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+        self._sizes: dict[int, int] = {}
 
     def add(self, values: Sequence[Any]) -> None:
         for value in values:
@@ -178,15 +182,15 @@ class _Living(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch gives
 
     def _add(self, storage: torch.UntypedStorage) -> None:
         key, size = storage._cdata, storage.nbytes()  # noqa: SLF001 - a storage has no other name
-        if key in self._storages:
-            return
 
         def forget(_: weakref.ref[torch.UntypedStorage]) -> None:
             del self._storages[key]
-            self._bytes -= size
+            self._bytes -= self._sizes.pop(key)
 
-        self._storages[key] = weakref.ref(storage, forget)
-        self._bytes += size
+        if key not in self._storages:
+            self._storages[key] = weakref.ref(storage, forget)
+        self._bytes += size - self._sizes.get(key, 0)  # `resize_` and `out=` let one grow
+        self._sizes[key] = size
         self.peak_bytes = max(self.peak_bytes, self._bytes)
 
     def __torch_dispatch__(

@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 StopKind = Literal["pause", "cancel", "early"]
 Result = TypeVar("Result")
 
-CHECKPOINT_EVERY_S = 15.0  # what a crash costs at most, besides the restart
+CHECKPOINT_EVERY_S = 15.0  # what a crash in training costs at most, besides the restart
 CLOSE_DRAIN_S = 3.0  # what a start that fails or is stopped gives MLflow; the rest waits in storage
 STOP_POLL_EVERY_S = 0.5
 

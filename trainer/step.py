@@ -24,7 +24,14 @@ if TYPE_CHECKING:
     from trainer.precision import Precision
     from trainer.team import Team
 
-__all__ = ["StepOutcome", "Stepper"]
+__all__ = ["StepOutcome", "Stepper", "steps_between_looks"]
+
+LOOK_EVERY_STEPS = 16  # where looking waits for the device
+
+
+def steps_between_looks(device: torch.device) -> int:
+    """Return after how many steps outcomes are read: on the host at once, elsewhere in groups, so that none waits."""
+    return 1 if device.type == "cpu" else LOOK_EVERY_STEPS
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,10 +30,16 @@ def orders(first: int, *others: int) -> list[tuple[int, ...]]:
     return found
 
 
+def _ranks() -> list[int]:
+    """Return the rank of each order by its code, its adjustments as digits of base 4; the dearest move least."""
+    ranks = [0] * 4**4
+    for rank, order in enumerate(orders(HUE, CONTRAST, SATURATION, BRIGHTNESS), start=1):
+        ranks[sum(place * kind for place, kind in zip(_PLACES, order, strict=True))] = rank
+    return ranks
+
+
 _PLACES = (64, 16, 4, 1)
-_RANKS = [0] * 256  # by code
-for _rank, _order in enumerate(orders(HUE, CONTRAST, SATURATION, BRIGHTNESS), start=1):  # the dearest move least
-    _RANKS[sum(place * kind for place, kind in zip(_PLACES, _order, strict=True))] = _rank
+_RANKS = _ranks()
 
 
 class Adjustments(NamedTuple):

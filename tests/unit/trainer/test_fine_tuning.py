@@ -23,7 +23,7 @@ from trainer.data.prepare import prepare
 from trainer.errors import Stopped
 from trainer.evaluation import Evaluation, FinalEvaluation
 from trainer.export import weights_digest
-from trainer.fine_tuning import LOOK_EVERY_STEPS, Interrupted, fine_tune
+from trainer.fine_tuning import Interrupted, fine_tune
 from trainer.learner import prepare_learner
 from trainer.precision import Precision
 from trainer.scribe import Scribe
@@ -158,12 +158,14 @@ def save_tuned(team: Team, datasets: str, cache: str, path: str) -> None:
         save_file({name: value.contiguous() for name, value in network.state_dict().items()}, path)
 
 
+@pytest.mark.slow
 def test_two_workers_make_the_network_of_one(shapes: Dataset, datasets_dir: Path, tmp_path: Path) -> None:
     path = tmp_path / "network.safetensors"
     run_team(2, save_tuned, str(datasets_dir), str(tmp_path / "cache"), str(path))
     assert_same(tuned(shapes).state_dict(), load_file(path), within=1e-9)
 
 
+@pytest.mark.slow
 def test_a_run_of_two_workers_measures_what_that_of_one_does(datasets_dir: Path, tmp_path: Path) -> None:
     spec = SPEC | {"evaluation": TUNED | {"label_fractions": True, "fine_tune_epochs": 4}}
     alone, shared = (trial_context(tmp_path, datasets_dir, name=name) for name in ("alone", "shared"))
@@ -198,16 +200,34 @@ def test_batches_run_on_across_epochs_and_ranks_share_them(num_images: int) -> N
     np.testing.assert_array_equal(order, np.concatenate([np.concatenate(pair) for pair in zip(*shares, strict=True)]))
 
 
-def test_a_wish_to_stop_interrupts_it(shapes: Dataset) -> None:
+def num_steps_before_stop(shapes: Dataset, team: Team, *, wishes_at: int | None) -> int:
+    """Return how many steps were begun until all ranks were interrupted; this one wishes it at step `wishes_at`."""
     asked: list[int] = []
 
     def wishes_stop() -> bool:
         asked.append(1)
-        return True
+        return len(asked) == wishes_at
 
     with pytest.raises(Interrupted):
-        tuned(shapes, wishes_stop=wishes_stop)
-    assert len(asked) <= LOOK_EVERY_STEPS
+        tuned(shapes, team=team, wishes_stop=wishes_stop)
+    return len(asked)
+
+
+def stop_by_wish_of_the_first(team: Team, datasets: str, cache: str, folder: str) -> None:
+    """Leave the number of steps that each rank began; a body for `run_team`."""
+    shapes = dataset_in(Path(datasets), Path(cache))
+    number = num_steps_before_stop(shapes, team, wishes_at=3 if team.is_first else None)
+    (Path(folder) / f"{team.rank}").write_text(str(number))
+
+
+def test_a_wish_to_stop_interrupts_it_at_that_step(shapes: Dataset) -> None:
+    assert num_steps_before_stop(shapes, Team(), wishes_at=3) == 3
+
+
+@pytest.mark.slow
+def test_the_wish_of_one_rank_interrupts_all_at_the_same_step(datasets_dir: Path, tmp_path: Path) -> None:
+    run_team(2, stop_by_wish_of_the_first, str(datasets_dir), str(tmp_path / "cache"), str(tmp_path))
+    assert [(tmp_path / f"{rank}").read_text() for rank in range(2)] == ["3", "3"]
 
 
 def test_a_run_paused_while_fine_tuning_evaluates_anew_when_it_goes_on(

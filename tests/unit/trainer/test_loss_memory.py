@@ -23,3 +23,13 @@ def test_a_step_of_an_objective_holds_a_small_part_of_the_matrix(name: str) -> N
     assert leaf.grad is not None
     assert leaf.grad.isfinite().all()
     assert living.peak_bytes < MATRIX_BYTES / 4
+
+
+def test_a_buffer_that_grows_is_counted_as_large_as_it_became() -> None:
+    living = _Living()
+    with living:
+        grown = torch.empty(0)
+        grown.resize_(1000, 1000)
+        written = torch.empty(0)
+        torch.add(grown, 1.0, out=written)
+    assert living.peak_bytes == grown.nbytes + written.nbytes
