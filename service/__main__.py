@@ -82,8 +82,8 @@ class _Server(uvicorn.Server):
         self._feed = feed
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._feed.close()
         _end_in_time()
+        self._feed.close()
         await super().shutdown(sockets)
 
 

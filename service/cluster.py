@@ -102,7 +102,10 @@ class RayJobs:
         if self._living_until_s.get(node_id, now_s) > now_s:
             return False
         filters = {"filter_keys": "node_id", "filter_predicates": "=", "filter_values": node_id}
-        listing = await self._json(await self._send("GET", "/api/v0/nodes", params=filters))
+        try:
+            listing = await self._json(await self._send("GET", "/api/v0/nodes", params=filters))
+        except ClusterUnavailable:  # the job itself was told of; its node is asked for again at the next look
+            return False
         if any(node["state"] == "DEAD" for node in listing["data"]["result"]["result"]):
             return True
         self._living_until_s = {node_id: now_s + _NODE_LIVES_S} | {

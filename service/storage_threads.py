@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextvars import copy_context
-from queue import SimpleQueue
 from typing import Any, Final, TypeVar
 
 from service.errors import BlobsUnavailable
@@ -20,6 +20,7 @@ __all__ = ["ANSWER_S", "StorageThreads"]
 
 NUM_THREADS: Final = 8
 ANSWER_S: Final = 10.0
+IDLE_S: Final = 10.0  # then a thread ends
 
 Result = TypeVar("Result")
 
@@ -27,34 +28,58 @@ Result = TypeVar("Result")
 class StorageThreads:
     """A few threads, started when they are needed; the process ends without them."""
 
-    def __init__(self, *, number: int = NUM_THREADS) -> None:
-        """Start none yet."""
+    def __init__(self, *, number: int = NUM_THREADS, idle_s: float = IDLE_S) -> None:
+        """Start none yet; one that has nothing to do for `idle_s` ends."""
         self._number = number
-        self._num_started = 0
-        self._calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = SimpleQueue()
+        self._idle_s = idle_s
+        self._changed = threading.Condition()
+        self._calls: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
+        self._num_threads = 0
+        self._num_idle = 0
 
-    async def run(self, call: Callable[[], Result], *, within_s: float = ANSWER_S) -> Result:
+    async def run(self, call: Callable[[], Result], *, within_s: float | None = ANSWER_S) -> Result:
         """Return `call()`. Raises BlobsUnavailable for an OSError, and after `within_s`, a thread's turn included."""
         future: Future[Result] = Future()
         context = copy_context()
-        self._calls.put((future, lambda: context.run(call)))
-        if self._num_started < self._number:
-            self._num_started += 1
-            threading.Thread(target=self._work, name=f"storage-{self._num_started}", daemon=True).start()
+        self._put(future, lambda: context.run(call))
         try:
             async with asyncio.timeout(within_s):
                 return await asyncio.wrap_future(future)  # left to itself when the time is up
         except OSError as error:  # a TimeoutError is one
             raise BlobsUnavailable(f"storage does not answer: {str(error) or type(error).__name__}") from error
 
+    def _put(self, future: Future[Any], call: Callable[[], Any]) -> None:
+        with self._changed:
+            self._calls.append((future, call))
+            if self._num_idle >= len(self._calls):
+                self._changed.notify()
+            elif self._num_threads < self._number:
+                self._num_threads += 1
+                threading.Thread(target=self._work, name="storage", daemon=True).start()
+
     def _work(self) -> None:
-        while True:
-            future, call = self._calls.get()
-            if not future.set_running_or_notify_cancel():
-                continue  # nobody waits for it any more
-            try:
-                result = call()
-            except BaseException as error:  # noqa: BLE001 - it is its caller's to judge
-                future.set_exception(error)
-            else:
-                future.set_result(result)
+        while (taken := self._next()) is not None:
+            _answer(*taken)
+            del taken  # or a thread that waits would keep the answer, and all that it refers to
+
+    def _next(self) -> tuple[Future[Any], Callable[[], Any]] | None:
+        """Return the next call; None if there was none for so long that this thread shall end."""
+        with self._changed:
+            self._num_idle += 1
+            self._changed.wait_for(lambda: self._calls, timeout=self._idle_s)
+            self._num_idle -= 1
+            if self._calls:
+                return self._calls.popleft()
+            self._num_threads -= 1
+            return None
+
+
+def _answer(future: Future[Any], call: Callable[[], Any]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return  # nobody waits for it any more
+    try:
+        result = call()
+    except BaseException as error:  # noqa: BLE001 - it is its caller's to judge
+        future.set_exception(error)
+    else:
+        future.set_result(result)

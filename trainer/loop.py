@@ -52,7 +52,6 @@ __all__ = ["train"]
 logger = logging.getLogger(__name__)
 
 
-
 def train(spec: PretrainSpec, context: TrialContext, team: Team, *, on_epoch: OnEpoch | None = None) -> None:
     """Train one trial to its end and leave its completion marker in storage.
 

@@ -27,6 +27,7 @@ __all__ = [
     "event_of",
     "http_options",
     "is_over",
+    "tells_end",
     "timed_out",
 ]
 
@@ -118,6 +119,11 @@ def event_of(event: httpx2.ServerSentEvent) -> Event:
 def is_over(experiment: Experiment) -> bool:
     """Return whether the experiment has ended, one way or another."""
     return experiment["state"] in TERMINAL
+
+
+def tells_end(event: httpx2.ServerSentEvent) -> bool:
+    """Return whether this is the last state of an experiment."""
+    return event.event == "state" and event_of(event).data["state"] in TERMINAL
 
 
 class BodyDigest:

@@ -22,6 +22,7 @@ from service.client.delivery import (
     event_of,
     http_options,
     is_over,
+    tells_end,
     timed_out,
 )
 from service.client.documents import (
@@ -190,7 +191,7 @@ class Client:
         So does a stream that was dropped because its events were taken too slowly. Metrics and logs of
         the time between are in `metrics` and `logs`.
         """
-        delivery = self._delivery()
+        delivery, is_known_over = self._delivery(), False
         while True:
             headers = {"Last-Event-ID": last_event_id} if last_event_id else {}
             pause_s, is_whole = _WAIT_INTERVAL_S, False
@@ -207,8 +208,7 @@ class Client:
                             if event.event == DROPPED:
                                 break
                             yield event_of(event)
-                            if event.event == "heartbeat" and is_over(self.experiment(experiment_id)):
-                                return
+                            is_known_over |= tells_end(event)
                         else:
                             is_whole = True
                     else:
@@ -219,8 +219,10 @@ class Client:
                         pause_s = delay_s
             except httpx2.TransportError as error:
                 pause_s = delivery.delay_after_error(error, is_repeatable=True)
-            if is_whole and is_over(self.experiment(experiment_id)):
-                return  # of a stream that broke, the last states may be still to tell
+            if is_whole and is_known_over:
+                return
+            if is_whole:  # the service ended it: what the experiment came to since is told by one more
+                is_known_over = is_over(self.experiment(experiment_id))
             self._sleep(pause_s)
 
     # --- what came out ----------------------------------------------------------------------------

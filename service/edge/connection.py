@@ -15,8 +15,8 @@ from typing import Any, Final
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from service.edge import slow_client
 from service.edge.problems import Problem, problem_response
-from service.edge.slow_client import CONNECTION
 
 __all__ = ["HttpConnection"]
 
@@ -32,7 +32,11 @@ class HttpConnection(H11Protocol):
         self.limit_concurrency = None  # ours instead
         self._deadline: asyncio.TimerHandle | None = None
         self._last_read: asyncio.TimerHandle | None = None
-        self.app_state = {**self.app_state, CONNECTION: weakref.ref(self)}  # what requests find in their state
+        self._closing: asyncio.TimerHandle | None = None
+        self.app_state = {
+            **self.app_state,
+            slow_client.CONNECTION: weakref.ref(self),
+        }  # what requests find in their state
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for a head."""
@@ -48,8 +52,9 @@ class HttpConnection(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the deadlines."""
         self._forget_deadline()
-        if self._last_read is not None:
-            self._last_read.cancel()
+        for timer in (self._last_read, self._closing):
+            if timer is not None:
+                timer.cancel()
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
@@ -63,11 +68,20 @@ class HttpConnection(H11Protocol):
         else:
             super().shutdown()
 
-    def let_go(self, *, within_s: float) -> None:
+    def timeout_keep_alive_handler(self) -> None:
+        """Close, since nothing more is asked for; a whole answer may still be on its way."""
+        super().timeout_keep_alive_handler()
+        self._close_unless_read()
+
+    def let_go(self, *, within_s: float) -> bool:
         """Take what is sent now as the last, unread as it is, and close when it was read or in `within_s`."""
+        if not self.cycle.response_started:
+            self.give_up()  # what is unread is an earlier answer, and this one has no beginning to go on from
+            return False
         self.cycle.keep_alive = False
         self.flow.resume_writing()
         self._last_read = self.loop.call_later(within_s, self.transport.abort)
+        return True
 
     def give_up(self) -> None:
         """Close at once and forget what was not read, unless the answer is whole."""
@@ -101,6 +115,15 @@ class HttpConnection(H11Protocol):
         if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
             self.transport.write(_bytes_of(problem))
         self.transport.close()
+        self._close_unless_read()
+
+    def _close_unless_read(self, unread_bytes: int | None = None) -> None:
+        """See that a connection which is closing is closed: past a while in which nothing of the rest was read."""
+        left_bytes = self.transport.get_write_buffer_size()
+        if left_bytes == unread_bytes:
+            self.transport.abort()
+        elif left_bytes:
+            self._closing = self.loop.call_later(slow_client.SLOW_CLIENT_TIMEOUT_S, self._close_unless_read, left_bytes)
 
 
 def _bytes_of(problem: Problem) -> bytes:

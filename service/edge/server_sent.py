@@ -66,8 +66,8 @@ class EventStream(StreamingResponse):
         try:
             await super().__call__(scope, receive, send)
         except slow_client.SlowClient:
-            if connection := slow_client.connection_of(scope):
-                connection.let_go(within_s=slow_client.LAST_READ_S)
+            connection = slow_client.connection_of(scope)
+            if connection is not None and connection.let_go(within_s=slow_client.LAST_READ_S):
                 await send({"type": "http.response.body", "body": _dropped(), "more_body": False})
             raise
 

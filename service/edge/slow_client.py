@@ -1,8 +1,9 @@
 """A client that takes nothing: how long it is waited for, and what becomes of its connection.
 
-What it was sent and has not read lies in buffers of a fixed size, so waiting costs time, not memory.
-An event stream leaves its reason there, for a client that wakes up in time to read it; what is
-left of any other answer is no use to anyone.
+What of a stream it has not read lies in buffers of a fixed size, so waiting costs time, not memory. A
+whole answer lies there as large as it is, for as long as its client takes some of it now and then.
+An event stream leaves its reason there, for a client that wakes up in time to read it; what is left
+of any other answer is no use to anyone.
 """
 
 from __future__ import annotations
@@ -24,8 +25,11 @@ class SlowClient(Exception):
 class HeldConnection(Protocol):
     """A connection whose client keeps it from being written to."""
 
-    def let_go(self, *, within_s: float) -> None:
-        """Take what is sent now as the last, client or no client, and close when it is read or the time is up."""
+    def let_go(self, *, within_s: float) -> bool:
+        """Take what is sent now as the last, client or no client, and close when it is read or the time is up.
+
+        Return False, and close at once, where the answer has not begun.
+        """
 
     def give_up(self) -> None:
         """Close at once, unless the answer is whole."""

@@ -13,12 +13,14 @@ from service.edge.problems import Problem
 from service.errors import BlobsUnavailable, ExperimentNotFound, StaleState, Unavailable
 from service.experiment import ACTIVE, TERMINAL, State, Verb, allowed_verbs, verb_target
 from service.ports import ExperimentRecord, ListQuery
+from service.storage_threads import ANSWER_S, StorageThreads
 
 __all__ = ["Deletions", "obey"]
 
 MAX_RACES = 8  # how often the state may move under a verb before the client is told to look again
 DELETION = "deletion_requested"
 RETRY_S = 1.0
+REMOVAL_GRACE_S = 5.0
 
 log = structlog.get_logger("service.lifecycle")
 
@@ -59,6 +61,8 @@ class Deletions:
     def __init__(self, services: Services) -> None:
         self._services = services
         self._waiting: set[asyncio.Task[None]] = set()
+        self._threads = StorageThreads()  # its own: to remove thousands of blobs must not hold up who reads one
+        self._removals: set[asyncio.Task[None]] = set()
 
     async def delete(self, record: ExperimentRecord, *, is_forced: bool) -> bool:
         """Delete now, or as soon as it is cancelled; return whether it is gone already.
@@ -91,10 +95,12 @@ class Deletions:
                     self._wait_for(record.id)
 
     async def close(self) -> None:
-        """Stop waiting; the wishes stay in the database."""
+        """Stop waiting; the wishes stay in the database. What is being removed has a moment to be gone."""
         for task in self._waiting:
             task.cancel()
         await asyncio.gather(*self._waiting, return_exceptions=True)
+        if self._removals:
+            await asyncio.wait(self._removals, timeout=REMOVAL_GRACE_S)
 
     def _wait_for(self, experiment_id: str) -> None:
         task = asyncio.create_task(self._delete_when_ended(experiment_id))
@@ -119,13 +125,19 @@ class Deletions:
     async def _remove(self, experiment_id: str) -> None:
         await self._services.store.delete(experiment_id)
         self._services.feed.ring(experiment_id)
-        try:
-            await self._services.storage_threads.run(lambda: self._remove_blobs(experiment_id))
-        except BlobsUnavailable as error:  # the experiment is gone; what is left, or removed later, costs space only
-            log.warning("blobs_left_behind", experiment_id=experiment_id, error=error.message)
         log.info("experiment_deleted", experiment_id=experiment_id)
+        removal = asyncio.create_task(self._remove_blobs(experiment_id))
+        self._removals.add(removal)
+        removal.add_done_callback(self._removals.discard)
+        await asyncio.wait([removal], timeout=ANSWER_S)  # it goes on when nobody waits any longer
 
-    def _remove_blobs(self, experiment_id: str) -> None:
+    async def _remove_blobs(self, experiment_id: str) -> None:
+        try:
+            await self._threads.run(lambda: self._remove_all(experiment_id), within_s=None)
+        except BlobsUnavailable as error:  # the experiment is gone; what is left costs space only
+            log.warning("blobs_left_behind", experiment_id=experiment_id, error=error.message)
+
+    def _remove_all(self, experiment_id: str) -> None:
         blobs = self._services.blobs
         for key in blobs.list(f"experiments/{experiment_id}/"):
             blobs.delete(key)

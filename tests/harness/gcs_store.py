@@ -44,12 +44,19 @@ class GcsStore:
         settings = f"dir {self._folder}\nbind {self._host}\nport {_PORT}\nappendonly yes\nrequirepass {self.password}\n"
         self._server.stdin.write(settings.encode())
         self._server.stdin.close()
-        wait_until(self._answers, timeout_s=_START_TIMEOUT_S, what="the store of Ray's tables")
+        try:
+            wait_until(self._answers, timeout_s=_START_TIMEOUT_S, what="the store of Ray's tables")
+        except BaseException:
+            self._end()
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._end()
+
+    def _end(self) -> None:
         self._server.kill()
         self._server.wait()
 

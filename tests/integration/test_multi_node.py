@@ -134,20 +134,22 @@ def test_four_hosts_train_what_one_process_trains(cluster: Cluster, tmp_path: Pa
     run = PausedRun(tmp_path, spec, steps=4 * STEPS_PER_EPOCH)
     uri = run.copy(cluster.store.uri("four"))
     more = [cluster.lan.add_host(name) for name in ("third", "fourth")]
-    for host in more:
-        cluster.ray.join(host)
-    cluster.ray.wait_for_nodes(*more)
+    try:
+        for host in more:
+            cluster.ray.join(host)
+        cluster.ray.wait_for_nodes(*more)
 
-    cluster.ray.submit(EXPERIMENT, spec, attempt=4, storage=uri)
-    timeline = experiment_key(EXPERIMENT, "attempts/4/timeline.json")
-    wait_until(lambda: "train" in text_of(open_storage(uri), timeline), timeout_s=END_TIMEOUT_S, what="the team")
-    assert [len(node.processes("RayTrainWorker")) for node in (*cluster.nodes, *more)] == [1, 1, 1, 1]
-    wait_until(lambda: has_ended(cluster, EXPERIMENT, attempt=4), timeout_s=END_TIMEOUT_S, what="the end")
+        cluster.ray.submit(EXPERIMENT, spec, attempt=4, storage=uri)
+        timeline = experiment_key(EXPERIMENT, "attempts/4/timeline.json")
+        wait_until(lambda: "train" in text_of(open_storage(uri), timeline), timeout_s=END_TIMEOUT_S, what="the team")
+        assert [len(node.processes("RayTrainWorker")) for node in (*cluster.nodes, *more)] == [1, 1, 1, 1]
+        wait_until(lambda: has_ended(cluster, EXPERIMENT, attempt=4), timeout_s=END_TIMEOUT_S, what="the end")
 
-    assert cluster.ray.status(EXPERIMENT, attempt=4) is JobStatus.SUCCEEDED
-    assert run.distance(uri) <= 1e-9
-    for host in more:
-        host.power_off()
+        assert cluster.ray.status(EXPERIMENT, attempt=4) is JobStatus.SUCCEEDED
+        assert run.distance(uri) <= 1e-9
+    finally:
+        for host in more:
+            host.power_off()
     wait_until(lambda: not any(map(cluster.ray.node_ids, more)), timeout_s=30, what="the end of two nodes")
 
 

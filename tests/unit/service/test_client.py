@@ -180,7 +180,6 @@ def test_watch_resumes_behind_the_last_event_and_ends_with_the_experiment(call: 
         httpx2.Response(200, json=RUNNING),
         httpx2.ConnectError("refused"),
         stream(("state", "9", {"state": "succeeded"})),
-        httpx2.Response(200, json=SUCCEEDED),
     )
 
     events = call(script, "watch", "exp_1")
@@ -194,7 +193,6 @@ def test_watch_resumes_where_it_was_dropped_though_the_experiment_has_ended(call
     script = Script(
         stream(("state", "4", {"state": "running"}), ("dropped", "", {"code": "slow_client"})),
         stream(("state", "9", {"state": "succeeded"})),
-        httpx2.Response(200, json=SUCCEEDED),
     )
 
     events = call(script, "watch", "exp_1")
@@ -209,7 +207,6 @@ def test_watch_tells_the_end_that_came_while_the_connection_was_broken(call: Cal
         httpx2.Response(200, json=RUNNING),
         httpx2.ReadError("reset"),
         stream(("state", "9", {"state": "succeeded"})),
-        httpx2.Response(200, json=SUCCEEDED),
     )
 
     assert [event.id for event in call(script, "watch", "exp_1")] == ["4", "9"]
@@ -218,9 +215,23 @@ def test_watch_tells_the_end_that_came_while_the_connection_was_broken(call: Cal
 def test_what_has_no_data_is_no_event(call: Caller) -> None:
     beginning = ": stream of exp_1\nretry: 1000\n\n"  # as the service opens every stream
     opened = httpx2.Response(200, text=beginning, headers={"Content-Type": "text/event-stream"})
-    script = Script(opened, httpx2.Response(200, json=SUCCEEDED))
+    script = Script(opened, httpx2.Response(200, json=SUCCEEDED), opened)
 
     assert call(script, "watch", "exp_1") == []
+
+
+@pytest.mark.parametrize("last", [("metric", "", {"step": 1}), ("heartbeat", "", {})])
+def test_watch_tells_the_end_that_came_as_the_service_ended_the_stream(
+    call: Caller, last: tuple[str, str, dict[str, Any]]
+) -> None:
+    script = Script(
+        stream(("state", "4", {"state": "running"}), last),
+        httpx2.Response(200, json=SUCCEEDED),
+        stream(("state", "9", {"state": "succeeded"})),
+    )
+
+    assert [event.id for event in call(script, "watch", "exp_1") if event.type == "state"] == ["4", "9"]
+    assert script.requests[2].headers["Last-Event-ID"] == "4"
 
 
 def test_watch_of_what_is_not_there_is_refused(call: Caller) -> None:

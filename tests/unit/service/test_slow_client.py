@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator
 
 import pytest
 import uvicorn
 from prometheus_client import CollectorRegistry
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from service.edge import middleware, slow_client
@@ -25,10 +27,11 @@ pytestmark = pytest.mark.anyio
 EVENT = server_sent("state", {"padding": "x" * 60_000}, sequence=7)
 MOST_IN_SYSTEM_BYTES = 64 << 20  # what the system's own buffers may take at both ends
 TIMEOUT_S = 0.3
+WHOLE = bytes(MOST_IN_SYSTEM_BYTES + (8 << 20))
 
 
 class Server:
-    """A server whose `/events` never end and whose `/file` does not either."""
+    """A server whose `/events` never end, whose `/file` does not either, and whose `/whole` is sent at once."""
 
     def __init__(self) -> None:
         self.port = free_port()
@@ -44,12 +47,16 @@ class Server:
                 log_config=None,
                 access_log=False,
                 timeout_graceful_shutdown=1,
+                timeout_keep_alive=1,
             )
         )
 
     async def _app(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] == "/events":
             await EventStream(self._events())(scope, receive, send)
+            return
+        if scope["path"] == "/whole":
+            await Response(WHOLE)(scope, receive, send)
             return
         await send({"type": "http.response.start", "status": 200, "headers": []})
         while True:
@@ -166,3 +173,42 @@ async def test_what_is_left_of_another_answer_is_not_kept(server: Server, caplog
 
     assert not [record for record in caplog.records if record.name.startswith("uvicorn")]
     client.close()
+
+
+async def test_a_client_that_reads_nothing_of_a_whole_answer_is_gone_too(server: Server) -> None:
+    client = await asked(server, "/whole")
+    await asyncio.sleep(0.1)
+    (connection,) = server.connections
+    assert connection.transport.get_write_buffer_size() > 0
+
+    await server.until_gone()
+    client.close()
+
+
+async def test_a_client_that_reads_a_whole_answer_slowly_gets_all_of_it(server: Server) -> None:
+    client = await asked(server, "/whole")
+    loop, num_bytes = asyncio.get_running_loop(), 0
+    began_s = loop.time()
+    while part := await asyncio.wait_for(loop.sock_recv(client, 1 << 20), 5):
+        num_bytes += len(part)
+        await asyncio.sleep(TIMEOUT_S / 6)
+    assert num_bytes > len(WHOLE)
+    assert loop.time() - began_s > 1 + 4 * TIMEOUT_S  # far past the end of keeping it alive
+    client.close()
+
+
+async def test_a_stream_behind_an_answer_that_nobody_reads_is_not_begun(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    client, loop = await asked(server, "/whole"), asyncio.get_running_loop()
+    await loop.sock_sendall(client, b"GET /events HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+    await asyncio.sleep(3 * TIMEOUT_S)
+
+    answered = b""
+    with contextlib.suppress(ConnectionResetError):
+        while part := await asyncio.wait_for(loop.sock_recv(client, 1 << 20), 10):
+            answered += part
+    client.close()
+
+    assert answered.count(b"HTTP/1.1") == 1
+    assert not [record for record in caplog.records if record.name.startswith("uvicorn")]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +17,7 @@ from service.dispatch.attempt_markers import AttemptMarkers
 from service.edge import deps
 from service.errors import BlobsUnavailable
 from service.experiment import State
+from service.intake import lifecycle_verbs
 from service.outage import Outages
 from service.storage_threads import NUM_THREADS, StorageThreads
 from tests.harness.http_app import HttpApp, assert_problem, pretrain_body
@@ -60,6 +63,51 @@ async def test_what_does_not_answer_in_time_is_unavailable_and_what_waits_behind
     silent.answers.set()
     assert await threads.run(lambda: "answer") == "answer"
     assert silent.num_asked == NUM_THREADS  # nobody waits for the others any more
+
+
+async def test_a_thread_is_started_when_none_is_idle_keeps_no_answer_and_ends() -> None:
+    class Answer:
+        pass
+
+    def named(name: str) -> int:
+        return sum(each.name == name for each in threading.enumerate())
+
+    before, threads = named("storage"), StorageThreads(idle_s=0.2)
+    answers = []
+    for _ in range(NUM_THREADS):
+        answers.append(weakref.ref(await threads.run(Answer)))
+        await asyncio.sleep(0.02)
+        assert named("storage") == before + 1
+    gc.collect()
+    assert [answer() for answer in answers] == [None] * NUM_THREADS
+    while named("storage") > before:  # noqa: ASYNC110 - it ends by itself
+        await asyncio.sleep(0.02)
+    assert await threads.run(lambda: "answer") == "answer"
+
+
+async def test_what_is_deleted_leaves_no_blob_however_many_and_slow_and_nobody_waits_for_it(
+    service: HttpApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lifecycle_verbs, "ANSWER_S", 0.01)
+    delete = service.blobs.delete
+
+    def slowly(key: str) -> None:
+        time.sleep(0.02)
+        delete(key)
+
+    monkeypatch.setattr(service.blobs, "delete", slowly)
+    ids = []
+    for number in range(2 * NUM_THREADS):
+        created = await service.submit(pretrain_body(seed=number))
+        await service.run(created["id"])
+        await service.succeed(created["id"])
+        ids.append(created["id"])
+
+    answers = await asyncio.gather(*(service.http.delete(f"/experiments/{each}") for each in ids))
+    assert {answer.status_code for answer in answers} == {204}
+    assert any(service.blobs.list(f"experiments/{each}/") for each in ids)
+    await service.app.state.deletions.close()
+    assert not any(service.blobs.list(f"experiments/{each}/") for each in ids)
 
 
 async def test_an_error_of_storage_is_an_outage_and_any_other_is_the_caller_s() -> None:

@@ -79,6 +79,13 @@ def test_the_optimisers_state_is_counted() -> None:
     assert two_moments >= momentum + 0.9 * weights_bytes
 
 
+def test_the_copy_that_is_fine_tuned_is_counted() -> None:
+    head: dict[str, Any] = {"projection_head": {"hidden_dim": 2048, "dim": 2048}}
+    plain, tuned = (step_bytes(**head, batch_size=2, evaluation={"fine_tune": asked}) for asked in (False, True))
+
+    assert tuned >= plain + 2 * 4 * (64 * 2048 + 2048 * 2048)
+
+
 def test_the_supervised_baseline_is_counted_without_a_loss_of_pairs() -> None:
     assert 0 < step_bytes(method="supervised") < step_bytes()
 
@@ -155,6 +162,7 @@ def room(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
         {"precision": "float64"},
         {"precision": "bfloat16"},
         {"method": "supervised"},
+        {"evaluation": {"fine_tune": True}, "optim": {"kind": "adamw"}},
         WITHOUT_BATCH_NORM,
         *(pytest.param({"encoder": {"name": name}}, marks=pytest.mark.slow) for name in ARCHITECTURES),
         pytest.param({"encoder": {"name": "resnet50", "width": 4}, "batch_size": 2}, marks=pytest.mark.slow),
