@@ -25,11 +25,11 @@ _numbers: Final = itertools.count()
 class ObjectStore:
     """While entered, it answers at an address of `host`; no other sees what is in it."""
 
-    def __init__(self, *, host: str = "127.0.0.1") -> None:
+    def __init__(self, *, host: str = "127.0.0.1", bucket: str | None = None) -> None:
         self._server = ThreadedMotoServer(ip_address=host, port=0, verbose=False)
         self._host = host
         # The servers of a process share what is in them: a name of its own keeps one's out of another's.
-        self.bucket = f"simclr-{next(_numbers)}"
+        self.bucket = bucket or f"simclr-{next(_numbers)}"
         self._backup = f"{self.bucket}-backup"
 
     def __enter__(self) -> Self:

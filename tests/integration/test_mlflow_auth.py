@@ -67,7 +67,7 @@ class Server:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Run what `compose.yaml` runs; only addresses and folders are of this machine."""
     folder, port = tmp_path_factory.mktemp("mlflow"), free_port()
-    with PostgresServer() as postgres, ObjectStore() as bucket:
+    with PostgresServer() as postgres, ObjectStore(bucket="simclr") as bucket:
         postgres.execute("CREATE DATABASE mlflow", "CREATE DATABASE simclr")
         document = deployment()
         of_compose = f"postgresql+psycopg://simclr:{SECRETS['POSTGRES_PASSWORD']}@postgres/mlflow"
