@@ -42,6 +42,7 @@ def _enter(rank: int, world_size: int, init_method: str, body: Callable[..., Non
         assert group is not None
         with connected(group, timeout=timedelta(minutes=5)) as messages:
             body(Team(rank=rank, world_size=world_size, group=group, messages=messages), *arguments)
+        dist.barrier()  # a rank that ends while gloo still connects the others aborts
     finally:
         dist.destroy_process_group()
 
