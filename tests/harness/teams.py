@@ -23,7 +23,11 @@ from trainer.team import Team
 
 
 def run_team(world_size: int, body: Callable[..., None], *arguments: Any) -> None:
-    """Call `body(team, *arguments)` in each of W new processes; raises what one of them raises."""
+    """Call `body(team, *arguments)` in each of W new processes; raises what one of them raises.
+
+    A body must leave nothing behind that holds the team: a gloo group that still lives as its process
+    ends can abort it.
+    """
     with tempfile.TemporaryDirectory() as folder:
         spawn(  # type: ignore[no-untyped-call] # torch gives it no types
             _enter, args=(world_size, f"file://{folder}/rendezvous", body, arguments), nprocs=world_size
@@ -42,7 +46,6 @@ def _enter(rank: int, world_size: int, init_method: str, body: Callable[..., Non
         assert group is not None
         with connected(group, timeout=timedelta(minutes=5)) as messages:
             body(Team(rank=rank, world_size=world_size, group=group, messages=messages), *arguments)
-        dist.barrier()  # a rank that ends while gloo still connects the others aborts
     finally:
         dist.destroy_process_group()
 

@@ -71,7 +71,8 @@ def test_a_continuation_is_held_to_its_parents_precision_and_a_clone_is_not(star
 
 
 def agree_by_rank(team: Team, context: dict[str, Any], who_has_units: list[bool], result: str) -> None:
-    trainer.precision._has_bfloat16 = lambda device: who_has_units[team.rank]  # noqa: ARG005 - mypy minds the name
+    has_units = who_has_units[team.rank]
+    trainer.precision._has_bfloat16 = lambda device: has_units  # noqa: ARG005 - mypy minds the name
     trial = TrialContext.model_validate(context)
     precision = agreed_precision("auto", open_storage(trial.storage), trial, team)
     Path(f"{result}-{team.rank}").write_text(precision.name)
