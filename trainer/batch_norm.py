@@ -27,7 +27,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from trainer.collectives import all_gather, world_size
 from trainer.small_messages import MAX_BYTES, SmallMessages
 
-__all__ = ["GlobalBatchNorm", "globalize_batch_norm", "running_statistics_frozen"]
+__all__ = ["GlobalBatchNorm", "globalize_batch_norm", "hide_statistics_from_compiler", "running_statistics_frozen"]
 
 Gather = Callable[[Tensor], Tensor]  # every rank's tensor, `[W, ...]`
 
@@ -54,6 +54,17 @@ def globalize_batch_norm(
     for name, child in module.named_children():
         setattr(module, name, globalize_batch_norm(child, group=group, messages=messages))
     return module
+
+
+def hide_statistics_from_compiler(module: nn.Module) -> None:
+    """Let `torch.compile` call the batch norms in `module` as they are where they do not do what torch's do.
+
+    It can't trace a message to another rank; and what it made of the merging would round in another way.
+    """
+    for norm in module.modules():
+        if isinstance(norm, GlobalBatchNorm):
+            norm._on_host = torch.compiler.disable(norm._on_host)  # type: ignore[method-assign]
+            norm._on_device = torch.compiler.disable(norm._on_device)  # type: ignore[method-assign]
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -26,10 +27,14 @@ class Encoder(ResNet):
         if not (self.is_checkpointed and torch.is_grad_enabled()):
             return super().forward(x_BCHW)
         x_BCHW = self.maxpool(self.relu(self.bn1(self.conv1(x_BCHW))))
-        for name in self.stage_names:
-            for block in self.get_submodule(name).children():
-                x_BCHW = _recomputed(block, x_BCHW)
+        for block in self.blocks():
+            x_BCHW = _recomputed(block, x_BCHW)
         return x_BCHW.mean(dim=(2, 3))
+
+    def blocks(self) -> Iterator[nn.Module]:
+        """Yield the residual blocks, first to last."""
+        for name in self.stage_names:
+            yield from self.get_submodule(name).children()
 
 
 def build_encoder(spec: EncoderSpec, *, seed: int) -> Encoder:

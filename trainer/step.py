@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from trainer.batch_norm import hide_statistics_from_compiler
 from trainer.collectives import mean_flat_
 from trainer.optim import set_learning_rate
 
@@ -71,7 +72,7 @@ class Stepper:
         self._precision = precision
         self._micro_batch = micro_batch
         self._parameters = [parameter for parameter in learner.parameters() if parameter.requires_grad]
-        self._outputs: Callable[[Tensor], Tensor] = torch.compile(learner.outputs) if compile_ else learner.outputs
+        self._outputs = _compiled(learner) if compile_ else learner.outputs
 
     def __call__(
         self, views_2BCHW: Tensor, labels_B: Tensor | None, *, learning_rate: float, wishes_stop: bool
@@ -116,6 +117,17 @@ class Stepper:
                 part_outputs = self._outputs(part)
             part_outputs.backward(gradient)  # type: ignore[no-untyped-call]
         return metrics
+
+
+def _compiled(learner: SimclrLearner | SupervisedLearner) -> Callable[[Tensor], Tensor]:
+    """Return `learner.outputs` compiled, as a whole or, where blocks are recomputed in backward, block by block."""
+    hide_statistics_from_compiler(learner)
+    encoder = learner.encoder
+    if not encoder.is_checkpointed:
+        return torch.compile(learner.outputs)
+    for block in encoder.blocks():
+        block.compile()
+    return learner.outputs
 
 
 def gradient_of(tensor: Tensor | nn.Parameter) -> Tensor:

@@ -70,6 +70,22 @@ def test_in_float64_any_number_of_workers_computes_the_same_run(
     assert largest_difference(tensors, alone[1]) <= 1e-9
 
 
+def train_traced(team: Team, spec: dict[str, Any], context: dict[str, Any]) -> None:
+    compile_ = torch.compile
+    torch.compile = lambda function: compile_(function, backend="aot_eager")  # as compiled, but for the C++ it writes
+    train_trial(team, spec, context)
+
+
+def test_compiled_steps_of_two_workers_compute_the_same_run(
+    tmp_path: Path, datasets_dir: Path, alone: tuple[list[float], dict[str, torch.Tensor]]
+) -> None:
+    context = trial_context(tmp_path / "w", datasets_dir)
+    run_team(2, train_traced, SPEC | {"precision": "float64", "compile": True}, context)
+    losses, tensors = outcome(context, steps=STEPS)
+    assert max(abs(a - b) for a, b in zip(losses, alone[0], strict=True)) <= 1e-9
+    assert largest_difference(tensors, alone[1]) <= 1e-9
+
+
 def test_in_float32_the_first_steps_agree(
     tmp_path: Path, datasets_dir: Path, unbroken: tuple[list[float], dict[str, torch.Tensor]]
 ) -> None:

@@ -83,7 +83,11 @@ def test_activation_checkpointing_is_exact_with_batch_norm() -> None:
 
 
 @pytest.mark.slow  # traced, though not translated to another language
-def test_a_compiled_step_is_the_same_with_batch_norm(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("is_checkpointed", [False, True], ids=["whole", "block by block"])
+def test_a_compiled_step_is_the_same_with_batch_norm(
+    monkeypatch: pytest.MonkeyPatch,
+    is_checkpointed: bool,  # noqa: FBT001 - a case
+) -> None:
     compiled, compile_ = [], torch.compile
 
     def traced(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -92,8 +96,10 @@ def test_a_compiled_step_is_the_same_with_batch_norm(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(torch, "compile", traced)
     whole, whole_gradient, whole_state = one_step(WITH_BATCH_NORM)
-    again, again_gradient, again_state = one_step(WITH_BATCH_NORM, is_compiled=True)
-    assert compiled == ["outputs"]
+    again, again_gradient, again_state = one_step(
+        WITH_BATCH_NORM, is_compiled=True, memory={"activation_checkpointing": is_checkpointed}
+    )
+    assert compiled == (["_call_impl"] * 3 if is_checkpointed else ["outputs"])
     assert again == pytest.approx(whole, rel=1e-12)
     assert relative_difference(whole_gradient, again_gradient) <= 1e-12
     for name, value in whole_state.items():
