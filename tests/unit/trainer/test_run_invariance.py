@@ -72,8 +72,9 @@ def test_in_float64_any_number_of_workers_computes_the_same_run(
 
 def train_traced(team: Team, spec: dict[str, Any], context: dict[str, Any]) -> None:
     compile_ = torch.compile
-    torch.compile = lambda function: compile_(function, backend="aot_eager")  # as compiled, but for the C++ it writes
-    train_trial(team, spec, context)
+    with pytest.MonkeyPatch.context() as patch:  # compiled, but for the C++ that would be written of it
+        patch.setattr(torch, "compile", lambda function: compile_(function, backend="aot_eager"))
+        train_trial(team, spec, context)
 
 
 def test_compiled_steps_of_two_workers_compute_the_same_run(
