@@ -42,7 +42,8 @@ serve: $(STAMP)  ## Start Ray, MLflow and the service, and keep serving until Ct
 stop: $(STAMP)  ## End what an earlier serve left
 	@$(BIN)/simclr stop $(ARGS)
 
-test: $(STAMP)  ## All tests that run on one machine
+test: $(STAMP)  ## All tests that run on one machine; as root it installs the Debian packages that some of them need
+	@tests/install_tools.sh
 	$(PYTEST) $(SPREAD) -m "not gpu and not ($(ALONE))" $(ARGS)
 	$(PYTEST) -m "not gpu and ($(ALONE))" $(ARGS)
 
