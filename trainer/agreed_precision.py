@@ -14,9 +14,6 @@ import secrets
 from contextlib import suppress
 from typing import Final, Literal
 
-import torch
-
-from trainer.collectives import all_gather
 from trainer.context import TrialContext, experiment_key
 from trainer.precision import Name, Precision, resolve_precision
 from trainer.storage import BlobMissing, Storage
@@ -43,8 +40,7 @@ def agreed_precision(asked: Literal["auto"] | Name, storage: Storage, context: T
     own = resolve_precision(asked, team.device)
     if asked != "auto":
         return own
-    has_units = torch.tensor([_CHOICES.index(own.name)], device=team.device)
-    common = int(all_gather(has_units, group=team.group).min())
+    common = min(choice for (choice,) in team.numbers_of_all(_CHOICES.index(own.name)))
     name = _CHOICES[team.agree_on(_recorded(storage, context, common) if team.is_first else 0)]
     if name != own.name:
         logger.warning(

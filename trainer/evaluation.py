@@ -86,9 +86,11 @@ class Evaluation:
         """Return kNN accuracy and collapse monitors; on ranks but the first, {}."""
         pretrain_h = self._features(learner.encoder, self._dataset.pretrain)
         validation_h = self._features(learner.encoder, self._dataset.validation)
-        if not self._team.is_first:
-            return {}
-        return self._knn_metrics(self._knn(pretrain_h, validation_h)) | self._monitors(learner, validation_h)
+        metrics: dict[str, float] = {}
+        if self._team.is_first:
+            metrics = self._knn_metrics(self._knn(pretrain_h, validation_h)) | self._monitors(learner, validation_h)
+        self._team.meet()  # neighbours among millions of images take long, and a step would not wait for rank 0
+        return metrics
 
     def _monitors(self, learner: SimclrLearner | SupervisedLearner, validation_h: Features) -> dict[str, float]:
         h_MR = torch.from_numpy(validation_h)

@@ -20,6 +20,7 @@ from trainer.checkpoint import CheckpointStore, capture
 from trainer.context import TrialContext
 from trainer.data.dataset import Dataset
 from trainer.data.prepare import prepare
+from trainer.determinism import compute_repeatably
 from trainer.divergence import non_finite_loss
 from trainer.epoch_report import EpochReport, OnEpoch
 from trainer.errors import BatchTooLarge, Stopped
@@ -63,6 +64,7 @@ def train(spec: PretrainSpec, context: TrialContext, team: Team, *, on_epoch: On
         CheckpointMissing: If it continues an experiment that has no checkpoint.
         Superseded: If a later start owns the trial.
     """
+    compute_repeatably(team.device)
     scribe = Scribe(context) if team.is_first else None
     try:
         Run(spec, context, team, scribe=scribe, on_epoch=on_epoch).run()

@@ -22,7 +22,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from trainer import metric_names
-from trainer.collectives import all_gather
 from trainer.encoder import checkpoint_blocks
 from trainer.errors import BatchTooLarge
 from trainer.free_memory import free_memory_bytes
@@ -240,10 +239,9 @@ def _least_available_bytes(team: Team) -> int:
     """Return the least that a worker of the team may take; those of one machine share what it has."""
     node = f"{team.rank}" if team.device.type == "cuda" else socket.gethostname()
     name = int.from_bytes(hashlib.sha256(node.encode()).digest()[:7], "little")
-    own = torch.tensor([name, free_memory_bytes(team.device)], device=team.device)
-    everyone = all_gather(own, group=team.group).tolist()
+    everyone = team.numbers_of_all(name, free_memory_bytes(team.device))
     names = [name for name, _ in everyone]
-    return min(int(free) // names.count(name) for name, free in everyone)
+    return min(free // names.count(name) for name, free in everyone)
 
 
 def _ways_out(

@@ -14,9 +14,6 @@ import secrets
 from contextlib import suppress
 from typing import Final
 
-import torch
-
-from trainer.collectives import all_gather
 from trainer.context import TrialContext, experiment_key
 from trainer.data.dataset import Dataset
 from trainer.errors import DataError
@@ -41,8 +38,8 @@ def require_same_data(storage: Storage, context: TrialContext, spec: DataSpec, d
     key = _key(context.experiment_id, spec)
     if team.is_first:
         _record(storage, context, spec, dataset)
-    mine = torch.tensor([int(dataset.digest[:_COMPARED_DIGITS], 16)], device=team.device)
-    digests = [f"{number:0{_COMPARED_DIGITS}x}" for number in all_gather(mine, group=team.group).flatten().tolist()]
+    ranks = team.numbers_of_all(int(dataset.digest[:_COMPARED_DIGITS], 16))
+    digests = [f"{number:0{_COMPARED_DIGITS}x}" for (number,) in ranks]
     first = json.loads(storage.read(key))["digest"]  # rank 0 wrote it before it joined the gather
     for rank, digest in enumerate(digests):
         if digest != first[:_COMPARED_DIGITS]:

@@ -22,7 +22,7 @@ from trainer.network import free_address, interface_of
 from trainer.outcome import final_errors_left, left_outcome
 from trainer.small_messages import connected
 from trainer.spec import PretrainSpec
-from trainer.team import Team, usable_workers
+from trainer.team import BACKENDS, Team, usable_workers
 
 __all__ = ["run_worker"]
 
@@ -57,17 +57,16 @@ def _joined_team(spec: PretrainSpec, context: TrialContext) -> Iterator[Team | N
     if workers == 1:
         yield Team(device=device)
         return
-    backend = "gloo" if device.type == "cpu" else "nccl"
     if interface := interface_of(host):
         # Else gloo takes the one its host name resolves to, which is loopback on many a machine.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     dist.init_process_group(
-        backend, init_method=f"tcp://{address}", rank=rank, world_size=workers, timeout=COLLECTIVE_TIMEOUT
+        BACKENDS[device.type], init_method=f"tcp://{address}", rank=rank, world_size=workers, timeout=COLLECTIVE_TIMEOUT
     )
     group = dist.group.WORLD
     assert group is not None  # noqa: S101 - for the type checker
     try:
-        with connected(group, timeout=COLLECTIVE_TIMEOUT) if backend == "gloo" else nullcontext() as messages:
+        with connected(group, timeout=COLLECTIVE_TIMEOUT) if device.type == "cpu" else nullcontext() as messages:
             yield Team(rank=rank, world_size=workers, group=group, device=device, messages=messages)
     finally:
         dist.destroy_process_group()

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 import torch
 
-__all__ = ["DEVICES", "deterministic", "needs_gpus", "waiting_refused"]
-
-os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once; without it cuBLAS is not deterministic
+__all__ = ["DEVICES", "needs_gpus", "waiting_refused"]
 
 
 def needs_gpus(count: int) -> list[pytest.MarkDecorator]:
@@ -35,13 +32,3 @@ def waiting_refused(device: torch.device) -> Iterator[None]:
         yield
     finally:
         torch.cuda.set_sync_debug_mode("default")
-
-
-@contextmanager
-def deterministic() -> Iterator[None]:
-    """Use algorithms whose result is the same every time."""
-    torch.use_deterministic_algorithms(mode=True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(mode=False)

@@ -22,7 +22,9 @@ from trainer.spec import PretrainSpec
 from trainer.team import Team
 
 
-def run_team(world_size: int, body: Callable[..., None], *arguments: Any) -> None:
+def run_team(
+    world_size: int, body: Callable[..., None], *arguments: Any, collective_timeout: timedelta = timedelta(minutes=5)
+) -> None:
     """Call `body(team, *arguments)` in each of W new processes; raises what one of them raises.
 
     A body must leave nothing behind that holds the team: a gloo group that still lives as its process
@@ -30,21 +32,30 @@ def run_team(world_size: int, body: Callable[..., None], *arguments: Any) -> Non
     """
     with tempfile.TemporaryDirectory() as folder:
         spawn(  # type: ignore[no-untyped-call] # torch gives it no types
-            _enter, args=(world_size, f"file://{folder}/rendezvous", body, arguments), nprocs=world_size
+            _enter,
+            args=(world_size, f"file://{folder}/rendezvous", collective_timeout, body, arguments),
+            nprocs=world_size,
         )
 
 
-def _enter(rank: int, world_size: int, init_method: str, body: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+def _enter(  # noqa: PLR0917 - `spawn` takes no keywords
+    rank: int,
+    world_size: int,
+    init_method: str,
+    timeout: timedelta,
+    body: Callable[..., None],
+    arguments: tuple[Any, ...],
+) -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
     if world_size == 1:
         body(Team(), *arguments)
         return
-    dist.init_process_group("gloo", init_method=init_method, rank=rank, world_size=world_size)
+    dist.init_process_group("gloo", init_method=init_method, rank=rank, world_size=world_size, timeout=timeout)
     try:
         group = dist.group.WORLD
         assert group is not None
-        with connected(group, timeout=timedelta(minutes=5)) as messages:
+        with connected(group, timeout=timeout) as messages:
             body(Team(rank=rank, world_size=world_size, group=group, messages=messages), *arguments)
     finally:
         dist.destroy_process_group()

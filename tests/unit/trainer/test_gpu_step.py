@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.multiprocessing.spawn import spawn
 
-from tests.harness.devices import DEVICES, deterministic, needs_gpus, waiting_refused
+from tests.harness.devices import DEVICES, needs_gpus, waiting_refused
 from tests.unit.trainer.objective_oracles import OBJECTIVES, oracle_loss, projections
 from trainer.batch_norm import globalize_batch_norm
 from trainer.checkpoint import Checkpoint, capture, restore
+from trainer.determinism import compute_repeatably
 from trainer.learner import prepare_learner
 from trainer.losses import build_objective
 from trainer.memory import step_memory_bytes
@@ -25,7 +26,7 @@ from trainer.optim import build_optimizer
 from trainer.precision import resolve_precision
 from trainer.spec import PretrainSpec
 from trainer.step import Stepper
-from trainer.team import Team
+from trainer.team import BACKENDS, Team
 from trainer.transfer import to_device
 
 SIDE = 16
@@ -151,15 +152,15 @@ def test_bfloat16_steps_follow_those_of_float32(device: torch.device) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("device", DEVICES, ids=str)
 def test_a_resumed_run_has_the_bits_of_the_unbroken_one(device: torch.device) -> None:
-    with deterministic():
-        unbroken = Trainee(a_spec(), Team(device=device))
-        losses = unbroken.train(0, 4)
-        broken = Trainee(a_spec(), Team(device=device))
-        first = broken.train(0, 2)
-        kept: Checkpoint = capture(2, broken.learner, broken.optimizer)
-        resumed = Trainee(a_spec(seed=1), Team(device=device))  # nothing of its own start may stay
-        restore(kept, resumed.learner, resumed.optimizer)
-        assert first + resumed.train(2, 4) == losses
+    compute_repeatably(device)  # as the loop does
+    unbroken = Trainee(a_spec(), Team(device=device))
+    losses = unbroken.train(0, 4)
+    broken = Trainee(a_spec(), Team(device=device))
+    first = broken.train(0, 2)
+    kept: Checkpoint = capture(2, broken.learner, broken.optimizer)
+    resumed = Trainee(a_spec(seed=1), Team(device=device))  # nothing of its own start may stay
+    restore(kept, resumed.learner, resumed.optimizer)
+    assert first + resumed.train(2, 4) == losses
     for name, value in unbroken.state().items():
         assert torch.equal(value, resumed.state()[name]), name
 
@@ -177,8 +178,9 @@ def test_what_a_step_needs_is_estimated(device: torch.device) -> None:
 
 @contextmanager
 def joined(folder: Path, device: torch.device, *, rank: int = 0, world_size: int = 1) -> Iterator[ProcessGroup]:
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
+    dist.init_process_group(
+        BACKENDS[device.type], init_method=f"file://{folder}/store", rank=rank, world_size=world_size
+    )
     try:
         group = dist.group.WORLD
         assert group is not None
