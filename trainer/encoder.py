@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from trainer.batch_norm import running_statistics_frozen
-from trainer.bundle.encoder import ARCHITECTURES, ResNet
+from trainer.bundle.encoder import ARCHITECTURES, ResNet, average_over_space
 from trainer.seeding import Uninitialised, initialisation_generator
 from trainer.spec import EncoderSpec
 
@@ -29,7 +29,7 @@ class Encoder(ResNet):
         x_BCHW = self.maxpool(self.relu(self.bn1(self.conv1(x_BCHW))))
         for block in self.blocks():
             x_BCHW = _recomputed(block, x_BCHW)
-        return x_BCHW.mean(dim=(2, 3))
+        return average_over_space(x_BCHW)
 
     def blocks(self) -> Iterator[nn.Module]:
         """Yield the residual blocks, first to last."""
