@@ -12,6 +12,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from trainer.bundle.encoder import average_over_space
 from trainer.encoder import ARCHITECTURES, Encoder, build_encoder, checkpoint_blocks
 from trainer.spec import EncoderSpec
 
@@ -135,6 +136,28 @@ class CumulativeBatchNorm(nn.BatchNorm2d):
         if self.training and self.running_mean is not None:
             self.running_mean.add_(mean.detach())
         return input - mean[:, None, None]
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=str)
+def test_no_gradient_changes_its_layout_on_its_way_back(layout: torch.memory_format) -> None:
+    encoder = build_encoder(EncoderSpec(name="resnet8"), seed=0).to(memory_format=layout)
+    seen: list[Tensor] = []
+
+    def watch(_: nn.Module, __: Any, output: Tensor) -> None:
+        output.register_hook(seen.append)
+
+    for module in encoder.modules():
+        if isinstance(module, nn.ReLU):
+            module.register_forward_hook(watch)
+    encoder(torch.rand(2, 3, 8, 8).to(memory_format=layout)).square().sum().backward()
+    assert len(seen) == 7
+    assert all(gradient.is_contiguous(memory_format=layout) for gradient in seen)
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=str)
+def test_the_average_over_space_is_the_mean(layout: torch.memory_format) -> None:
+    x_BCHW = torch.rand(3, 5, 4, 6).to(memory_format=layout)
+    assert torch.equal(average_over_space(x_BCHW), x_BCHW.mean(dim=(2, 3)))
 
 
 @pytest.mark.parametrize("norm", ["batch", "group", "own"])
