@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -37,8 +38,13 @@ def report_of(
     return build_report(sweep, rows, name=name)
 
 
+def noise(trial: PlannedTrial, deviation: float) -> float:
+    return random.Random(trial.id).gauss(0, deviation)
+
+
 def by_temperature(trial: PlannedTrial) -> float:
-    return 0.9 - 0.2 * trial.spec.loss.temperature / 10 + 0.001 * trial.seed - 0.1 * (not trial.spec.loss.normalize)
+    value = 0.9 - 0.2 * trial.spec.loss.temperature / 10 + 0.001 * trial.seed - 0.1 * (not trial.spec.loss.normalize)
+    return value + noise(trial, 1e-6)
 
 
 @pytest.mark.parametrize("study", ["loss", "augmentation-pairs", "colour-strength", "h-vs-z"])

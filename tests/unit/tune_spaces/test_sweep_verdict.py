@@ -89,3 +89,15 @@ def test_the_interval_is_students() -> None:
     assert (found.mean, found.num) == (2.0, 3)
     assert found.high == pytest.approx(2 + 4.302653 / 3**0.5, abs=1e-6)
     assert estimate([]) is None
+
+
+@pytest.mark.parametrize("pairs", [([0.3, 0.5], 1 / 360), ([0.31, 0.52, 0.7], 1 / 360), ([4.0, 7.0], 0.1)])
+def test_seeds_that_differ_by_the_same_give_no_certainty(pairs: tuple[list[float], float]) -> None:
+    """Accuracies are multiples of 1 / images: equal differences are chance, and rounding is all their spread."""
+    base, gain = pairs
+    seeds = list(range(len(base)))
+    found = observations({0.1: [value + gain for value in base], 1.0: base}, seeds=seeds)
+    result = judge_claim(CLAIM, found, metric="knn_accuracy", mode="max")
+    assert result.difference is not None
+    assert (result.verdict, result.difference.low, result.difference.high) == ("cannot_tell", None, None)
+    assert result.difference.mean == pytest.approx(gain)
