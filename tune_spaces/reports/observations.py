@@ -13,11 +13,10 @@ from trainer.trial_table import TrialRow
 from tune_spaces.overrides import flat_value, value_at
 from tune_spaces.plan import SEED
 from tune_spaces.reports.estimate import Estimate, estimate
+from tune_spaces.reports.operations import OPERATIONS, first_view_operations
 from tune_spaces.spec import SweepSpec
 
-__all__ = ["Observation", "Observations", "mean_by_seed", "over_seeds", "setting_label"]
-
-OPERATIONS = "views.operations"
+__all__ = ["Observation", "Observations", "mean_by_seed", "over_seeds", "setting_key"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,28 +52,32 @@ class Observations:
 
     @cached_property
     def by_setting(self) -> dict[str, list[Observation]]:
-        """Return the observations of each setting, one a seed, by its label."""
+        """Return the observations of each setting, one a seed, by its key."""
         groups: dict[str, list[Observation]] = {}
         for observation in self.all:
-            groups.setdefault(setting_label(observation.params), []).append(observation)
+            groups.setdefault(setting_key(observation.params), []).append(observation)
         return groups
 
     def value(self, observation: Observation, path: str) -> Any:
         """Return what a trial had at a path, from its params or else the base.
 
-        `views.operations` is told by the names of its operations, and `views.operations#N` is the
-        N-th of those that only one view gets (of one alone, both).
+        `views.operations#N` is the name of the N-th of those operations that only one view gets (of
+        one alone, both).
         """
         name, _, place = path.partition("#")
         value = observation.params.get(name, flat_value(value_at(self._base, name)))
-        if name != OPERATIONS or value is None:
+        if name != OPERATIONS or value is None or not place:
             return value
-        names = _operation_names(value, only_first=bool(place))
-        return (names[min(int(place), len(names)) - 1] if names else None) if place else " + ".join(names)
+        names = first_view_operations(value)
+        return names[min(int(place), len(names)) - 1] if names else None
+
+    def values_of(self, observation: Observation, paths: Sequence[str]) -> tuple[Any, ...]:
+        """Return what a trial had at some paths together."""
+        return tuple(self.value(observation, path) for path in paths)
 
     def values(self, paths: Sequence[str]) -> list[tuple[Any, ...]]:
         """Return what the trials had at some paths together, in order of trials; numbers by size."""
-        found = dict.fromkeys(tuple(self.value(one, path) for path in paths) for one in self.all)
+        found = dict.fromkeys(self.values_of(one, paths) for one in self.all)
         is_numeric = all(
             isinstance(value, int | float) and not isinstance(value, bool) for item in found for value in item
         )
@@ -92,6 +95,11 @@ class Observations:
         return value if isinstance(value, list) else [value]
 
 
+def setting_key(params: Mapping[str, Any]) -> str:
+    """Return what tells a setting from all others, however alike they read."""
+    return json.dumps(params, sort_keys=True)
+
+
 def mean_by_seed(observations: Iterable[Observation], metric: str) -> dict[int, float]:
     """Return seed -> mean of a metric over the observations under it."""
     by_seed: dict[int, list[float]] = {}
@@ -104,29 +112,6 @@ def mean_by_seed(observations: Iterable[Observation], metric: str) -> dict[int, 
 def over_seeds(observations: Iterable[Observation], metric: str) -> Estimate | None:
     """Return the estimate of a metric over seeds."""
     return estimate(list(mean_by_seed(observations, metric).values()))
-
-
-def setting_label(params: Mapping[str, Any]) -> str:
-    """Return a setting in one line."""
-    return ", ".join(f"{path} = {_told(path, value)}" for path, value in params.items()) or "the base"
-
-
-def _told(path: str, value: Any) -> str:
-    if path == OPERATIONS and value is not None:
-        return " + ".join(_operation_names(value, only_first=False))
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _operation_names(value: str, *, only_first: bool) -> list[str]:
-    operations = [one for one in json.loads(value) if not only_first or one.get("branch") == "first"]
-    names = [f"{one['op']}*" if one.get("branch") == "first" and not only_first else one["op"] for one in operations]
-    if only_first:  # colour distortion is jitter followed by dropping colour (paper, appendix A)
-        names = [
-            name
-            for place, name in enumerate(names)
-            if not (name == "grayscale" and place and names[place - 1] == "color_jitter")
-        ]
-    return names
 
 
 def _is_finite(value: float | None) -> bool:

@@ -8,7 +8,8 @@ from typing import Any, Final
 
 from trainer import metric_names
 from tune_spaces.reports.estimate import Estimate, estimate
-from tune_spaces.reports.observations import Observation, Observations, mean_by_seed, over_seeds
+from tune_spaces.reports.labels import setting_labels
+from tune_spaces.reports.observations import Observation, Observations, mean_by_seed, over_seeds, setting_key
 from tune_spaces.spec import SweepSpec
 from tune_spaces.studies import PaperTable, Study
 
@@ -53,6 +54,8 @@ def list_settings(
 ) -> tuple[Setting, ...]:
     """Return every setting that was seen, the best first."""
     numbers = study.paper.numbers if study else None
+    groups = list(observations.by_setting.values())
+    labels = setting_labels([group[0].params for group in groups])
     found = [
         Setting(
             label=label,
@@ -61,7 +64,7 @@ def list_settings(
             metrics={metric: over_seeds(group, metric) for metric in metrics},
             paper=paper_values(observations, group[0], numbers),
         )
-        for label, group in observations.by_setting.items()
+        for label, group in zip(labels, groups, strict=True)
     ]
     return tuple(sorted(found, key=lambda setting: _rank(setting.metrics[sweep.metric], sweep)))
 
@@ -89,10 +92,10 @@ def compare(settings: Sequence[Setting], observations: Observations, sweep: Swee
     if len(settings) < 2:  # noqa: PLR2004 - two sides
         return ()
     sign = 1 if sweep.mode == "max" else -1
-    best = mean_by_seed(observations.by_setting[settings[0].label], sweep.metric)
+    best = mean_by_seed(observations.by_setting[setting_key(settings[0].params)], sweep.metric)
     found = []
     for setting in settings[1 : MAX_COMPARED + 1]:
-        other = mean_by_seed(observations.by_setting[setting.label], sweep.metric)
+        other = mean_by_seed(observations.by_setting[setting_key(setting.params)], sweep.metric)
         difference = estimate([sign * (best[seed] - other[seed]) for seed in best if seed in other])
         is_told = difference is not None and difference.low is not None and difference.low > 0
         found.append(Comparison(label=setting.label, difference=difference, is_told_apart=is_told))

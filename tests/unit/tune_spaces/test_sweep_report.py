@@ -249,3 +249,38 @@ def test_a_thousand_trials_are_reported() -> None:
     )
     assert len(json.loads(render_json(report))["settings"]) == 1000
     assert len(report.figure.x) <= 30
+
+
+def jitter(strength: float) -> list[dict[str, Any]]:
+    return [{"op": "crop_resize"}, {"op": "color_jitter", "strength": strength}]
+
+
+@pytest.mark.parametrize(
+    ("path", "choice", "labels"),
+    [
+        (
+            "views.operations",
+            [jitter(0.2), jitter(1.0)],
+            ["crop_resize + color_jitter (strength 0.2)", "crop_resize + color_jitter (strength 1.0)"],
+        ),
+        ("optim.base_lr", [0.1234561, 0.1234562], ["0.1234561", "0.1234562"]),
+        ("optim.base_lr", [0.1, 0.25], ["0.1", "0.25"]),
+    ],
+)
+def test_settings_that_read_alike_are_not_one(path: str, choice: list[Any], labels: list[str]) -> None:
+    values = {"t0000": 0.29, "t0001": 0.30, "t0002": 0.31}
+    report = report_of(lambda trial: values.get(trial.id, 0.9), space={path: {"choice": choice}}, seeds=[0, 1, 2])
+    assert [setting.label for setting in report.settings] == [f"{path} = {label}" for label in reversed(labels)]
+    assert [len(setting.trials) for setting in report.settings] == [3, 3]
+    assert [one.label for one in report.comparisons] == [f"{path} = {labels[0]}"]
+    (series,) = report.figure.series
+    assert list(report.figure.x) == labels
+    assert [cell.mean for cell in series.values if cell] == pytest.approx([0.3, 0.9])
+
+
+def test_no_bar_mixes_settings_that_differ_in_what_the_form_does_not_show() -> None:
+    space = {"loss.kind": {"choice": ["nt_xent", "margin"]}, "optim.base_lr": {"choice": [0.1, 0.3]}}
+    report = report_of(lambda trial: trial.spec.optim.base_lr, study="loss", size="smoke", space=space)
+    assert report.figure.series_label == "loss.semi_hard, optim.base_lr"
+    means = {series.name: [cell and cell.mean for cell in series.values] for series in report.figure.series}
+    assert means == {"False, 0.1": [0.1, 0.1], "False, 0.3": [0.3, 0.3]}
