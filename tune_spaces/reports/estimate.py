@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Final
 
-__all__ = ["CONFIDENCE", "Estimate", "estimate"]
+__all__ = ["CONFIDENCE", "ROUNDING", "Estimate", "estimate"]
 
 CONFIDENCE: Final = 0.95
 ROUNDING: Final = 1e-9  # of floats that are equal but for their arithmetic, as a share of values above 1

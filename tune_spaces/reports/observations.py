@@ -21,7 +21,7 @@ __all__ = ["Observation", "Observations", "mean_by_seed", "over_seeds", "setting
 
 @dataclass(frozen=True, kw_only=True)
 class Observation:
-    """One trial that ran to its end."""
+    """One trial and, once it ran to its end, what came of it."""
 
     id: str
     seed: int
@@ -34,16 +34,9 @@ class Observations:
 
     def __init__(self, sweep: SweepSpec, rows: Iterable[TrialRow]) -> None:
         self._base = sweep.base
-        self.all = [
-            Observation(
-                id=row.id,
-                seed=row.params.get(SEED, sweep.seeds[0]),
-                params={path: value for path, value in row.params.items() if path != SEED},
-                metrics={name: value for name, value in row.metrics.items() if _is_finite(value)},
-            )
-            for row in rows
-            if row.state == "succeeded"
-        ]
+        table = [(row.state, _observation(row, sweep)) for row in rows]
+        self.planned = [observation for _, observation in table]
+        self.all = [observation for state, observation in table if state == "succeeded"]
 
     @cached_property
     def seeds(self) -> list[int]:
@@ -75,22 +68,29 @@ class Observations:
         """Return what a trial had at some paths together."""
         return tuple(self.value(observation, path) for path in paths)
 
-    def values(self, paths: Sequence[str]) -> list[tuple[Any, ...]]:
-        """Return what the trials had at some paths together, in order of trials; numbers by size."""
-        found = dict.fromkeys(self.values_of(one, paths) for one in self.all)
+    def values(self, paths: Sequence[str], *, of: Sequence[Observation] | None = None) -> list[tuple[Any, ...]]:
+        """Return what trials had at some paths together, in order of trials; numbers by size.
+
+        `of` are the trials that are asked; None: all that ran to their ends.
+        """
+        found = dict.fromkeys(self.values_of(one, paths) for one in (self.all if of is None else of))
         is_numeric = all(
             isinstance(value, int | float) and not isinstance(value, bool) for item in found for value in item
         )
         return sorted(found) if is_numeric else list(found)
 
-    def matching(self, where: Mapping[str, Any]) -> list[Observation]:
-        """Return the observations with these values; `first` and `last` are of those a path has."""
+    def planned_settings(self, where: Mapping[str, Any]) -> list[str]:
+        """Return the keys of the settings with these values, whether they ran to their ends or not.
+
+        `first` and `last` are of the values that a path has in the whole sweep.
+        """
         wanted = {path: self._wanted(path, value) for path, value in where.items()}
-        return [one for one in self.all if all(self.value(one, path) in values for path, values in wanted.items())]
+        found = (one for one in self.planned if all(self.value(one, path) in values for path, values in wanted.items()))
+        return list(dict.fromkeys(setting_key(one.params) for one in found))
 
     def _wanted(self, path: str, value: Any) -> Sequence[Any]:
         if value in ("first", "last"):
-            found = [item[0] for item in self.values([path])]
+            found = [item[0] for item in self.values([path], of=self.planned)]
             return [] if not found else [found[0] if value == "first" else found[-1]]
         return value if isinstance(value, list) else [value]
 
@@ -112,6 +112,15 @@ def mean_by_seed(observations: Iterable[Observation], metric: str) -> dict[int, 
 def over_seeds(observations: Iterable[Observation], metric: str) -> Estimate | None:
     """Return the estimate of a metric over seeds."""
     return estimate(list(mean_by_seed(observations, metric).values()))
+
+
+def _observation(row: TrialRow, sweep: SweepSpec) -> Observation:
+    return Observation(
+        id=row.id,
+        seed=row.params.get(SEED, sweep.seeds[0]),
+        params={path: value for path, value in row.params.items() if path != SEED},
+        metrics={name: value for name, value in row.metrics.items() if _is_finite(value)},
+    )
 
 
 def _is_finite(value: float | None) -> bool:

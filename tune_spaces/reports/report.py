@@ -87,7 +87,7 @@ def build_report(
         source=study.source if study else None,
         metric=sweep.metric,
         mode=sweep.mode,
-        sentence=sentence(claims, num_seeds=num_seeds) if claims else _plain_sentence(settings, sweep, observations),
+        sentence=sentence(claims) if claims else _plain_sentence(settings, sweep, observations),
         verdict=overall(claims) if claims else None,
         rule=RULE if claims else None,
         claims=claims,
