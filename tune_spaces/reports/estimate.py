@@ -24,8 +24,8 @@ class Estimate:
     high: float | None = None
 
 
-def estimate(values: Sequence[float]) -> Estimate | None:
-    """Return the mean of independent values and its 95 % interval, None without a value.
+def estimate(values: Sequence[float], *, confidence: float = CONFIDENCE) -> Estimate | None:
+    """Return the mean of independent values and its interval, None without a value.
 
     Equal values have no interval, as one alone has none: an accuracy is a multiple of 1 / images,
     so a few of them agree by chance, and an interval of no width would call that certain.
@@ -36,11 +36,11 @@ def estimate(values: Sequence[float]) -> Estimate | None:
     spread = stdev(values) if num > 1 else 0.0
     if spread <= ROUNDING * max(1.0, abs(mean)):
         return Estimate(mean=mean, num=num)
-    margin = _t_quantile(num - 1) * spread / math.sqrt(num)
+    margin = _t_quantile(num - 1, confidence) * spread / math.sqrt(num)
     return Estimate(mean=mean, num=num, low=mean - margin, high=mean + margin)
 
 
-def _t_quantile(degrees: int) -> float:
+def _t_quantile(degrees: int, confidence: float) -> float:
     from scipy.special import stdtrit  # half a second to import, and only a report needs it
 
-    return float(stdtrit(degrees, (1 + CONFIDENCE) / 2))
+    return float(stdtrit(degrees, (1 + confidence) / 2))

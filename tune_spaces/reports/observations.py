@@ -44,6 +44,14 @@ class Observations:
         return sorted({observation.seed for observation in self.all})
 
     @cached_property
+    def num_seeds_planned(self) -> int:
+        """Return under how many seeds a setting is to run; where settings differ in it, the most."""
+        seeds: dict[str, set[int]] = {}
+        for one in self.planned:
+            seeds.setdefault(setting_key(one.params), set()).add(one.seed)
+        return max(map(len, seeds.values()), default=0)
+
+    @cached_property
     def by_setting(self) -> dict[str, list[Observation]]:
         """Return the observations of each setting, one a seed, by its key."""
         groups: dict[str, list[Observation]] = {}

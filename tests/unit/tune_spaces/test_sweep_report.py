@@ -6,18 +6,24 @@ import html
 import json
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from trainer.trial_table import TrialRow
-from tune_spaces.plan import PlannedTrial, plan_sweep
+from tune_spaces.plan import PlannedTrial, plan_sweep, planned_trials
+from tune_spaces.reports.estimate import estimate
+from tune_spaces.reports.observations import Observations
 from tune_spaces.reports.render import render_html, render_json, render_markdown, render_report
 from tune_spaces.reports.report import Report, build_report
+from tune_spaces.reports.settings import compare, list_settings
 from tune_spaces.spec import SweepSpec, complete
 from tune_spaces.studies import Study, list_studies
 
 DATA = {"data": {"dataset": "digits"}}
+SEEDS = [0, 1, 2]
+WIDE = {"limits": {"max_trials": 1000}}
 ALL_VALUES = ("linear_accuracy", "linear_accuracy_z", "knn_accuracy", "entropy", "contrastive_accuracy")
 
 
@@ -284,3 +290,75 @@ def test_no_bar_mixes_settings_that_differ_in_what_the_form_does_not_show() -> N
     assert report.figure.series_label == "loss.semi_hard, optim.base_lr"
     means = {series.name: [cell and cell.mean for cell in series.values] for series in report.figure.series}
     assert means == {"False, 0.1": [0.1, 0.1], "False, 0.3": [0.3, 0.3]}
+
+
+def test_a_setting_that_lacks_seeds_does_not_come_before_one_that_has_them_all() -> None:
+    """0.5 is worse under every seed, and its only trial that ended had the easiest one."""
+    values = {0.1: [0.60, 0.70, 0.80], 0.5: [0.59, 0.69, 0.79]}
+    sweep = complete(
+        SweepSpec.model_validate({"base": DATA, "space": {"loss.temperature": {"choice": [0.1, 0.5]}}, "seeds": SEEDS})
+    )
+    rows = [
+        TrialRow(
+            id=trial.id,
+            state="stopped_early" if trial.params["loss.temperature"] == 0.5 and trial.seed < 2 else "succeeded",
+            params=trial.params,
+            metrics={"knn_accuracy": values[trial.params["loss.temperature"]][trial.seed]},
+        )
+        for trial in planned_trials(sweep)
+    ]
+    report = build_report(sweep, rows, name="unequal")
+    assert report.best == "loss.temperature = 0.1"
+    assert [(setting.label, setting.num_seeds) for setting in report.settings] == [
+        ("loss.temperature = 0.1", 3),
+        ("loss.temperature = 0.5", 1),
+    ]
+    assert "1 setting that lacks seeds" in report.sentence
+    assert [row[1] for row in settings_table(render_markdown(report))] == ["3", "1 of 3"]
+    assert "<td>1 of 3</td>" in render_html(report)
+    assert all("A setting that lacks seeds" in form for form in (render_html(report), render_markdown(report)))
+
+    stopped = [replace(row, state="stopped_early") if row.id == "t0000" else row for row in rows]
+    assert "no setting has all 3 seeds" in build_report(sweep, stopped, name="none is whole").sentence
+
+
+@pytest.mark.parametrize(("num_settings", "num_seeds"), [(3, 3), (10, 3), (20, 5)])
+def test_of_settings_that_are_equal_hardly_a_sweep_tells_any_apart(num_settings: int, num_seeds: int) -> None:
+    """The best is picked from the numbers that it is compared by, and there are many to compare."""
+    space = {"optim.base_lr": {"choice": [0.1 + place / 100 for place in range(num_settings)]}}
+    sweep = complete(SweepSpec.model_validate({"base": DATA, "space": space, "seeds": list(range(num_seeds)), **WIDE}))
+    trials = list(planned_trials(sweep))
+    draw = random.Random(0)
+    told = 0
+    for _ in range(200):
+        rows = [
+            TrialRow(id=one.id, state="succeeded", params=one.params, metrics={"knn_accuracy": draw.gauss(0.5, 0.01)})
+            for one in trials
+        ]
+        observations = Observations(sweep, rows)
+        settings = list_settings(observations, sweep, None, [sweep.metric])
+        told += any(one.is_told_apart for one in compare(settings, observations, sweep))
+    assert told <= 0.05 * 200
+
+
+def test_every_other_is_compared_and_the_correction_is_said() -> None:
+    def value(trial: PlannedTrial) -> float:
+        return trial.spec.optim.base_lr + noise(trial, 1e-6)
+
+    space = {"optim.base_lr": {"choice": [0.1 + place / 100 for place in range(40)]}}
+    report = report_of(value, space=space, seeds=SEEDS, **WIDE)
+    assert len(report.comparisons) == 39
+    assert "told apart from 39 of 39 others" in report.sentence
+    for form in (render_markdown(report), html.unescape(render_html(report))):
+        assert "780 pairs" in form
+        assert "Bonferroni" in form
+
+
+def test_of_two_settings_the_interval_is_the_usual_one() -> None:
+    report = report_of(
+        lambda trial: trial.spec.epochs / 10 + [0.1, 0.2, 0.4][trial.seed] * trial.spec.epochs,
+        space={"epochs": {"choice": [1, 2]}},
+        seeds=SEEDS,
+    )
+    (comparison,) = report.comparisons
+    assert comparison.difference == estimate([0.2, 0.3, 0.5])
