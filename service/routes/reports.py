@@ -18,7 +18,7 @@ from service.views.comparison import compare
 from service.views.experiments_view import view_experiment
 from service.views.pretrain_report import as_html, as_markdown, pretrain_report
 from service.views.trials_view import read_trials
-from trainer.context import experiment_key
+from trainer.context import PRETRAIN_TRIAL_ID, experiment_key, trial_key
 
 __all__ = ["router"]
 
@@ -123,7 +123,8 @@ def _not_ready(record: ExperimentRecord) -> Problem:
 async def _pretrain(record: ExperimentRecord, services: Services, format_: str) -> str:
     view = await view_experiment(record, services)
     trials = await read_trials(record, services) if record.attempt else []
-    document = pretrain_report(view, trials[0] if trials else None)
+    marker = await services.read_json(trial_key(record.id, PRETRAIN_TRIAL_ID, "complete.json")) or {}
+    document = pretrain_report(view, trials[0] if trials else None, paired_p=marker.get("paired_p"))
     if format_ == "json":
         return json.dumps(document)
     return as_markdown(document) if format_ == "md" else as_html(document)
