@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from tune_spaces.plan import SEED
 from tune_spaces.reports.estimate import Estimate
 from tune_spaces.reports.labels import value_labels
 from tune_spaces.reports.observations import Observation, Observations, over_seeds
@@ -104,8 +105,8 @@ def _paths_of_groups(observations: Observations, sweep: SweepSpec, form: Figure)
 
 
 def _own_form(sweep: SweepSpec) -> Figure:
-    """Return the form that suits a space of the user's own."""
-    axes = sweep.axes()
+    """Return the form that suits a space of the user's own; seeds are what every value is a mean over."""
+    axes = {path: domain for path, domain in sweep.axes().items() if path != SEED}
     is_listed = all(isinstance(domain, Choice) for domain in axes.values())
     if not is_listed or len(axes) not in (1, 2):
         return Figure(kind="table", x=())

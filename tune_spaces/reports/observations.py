@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from trainer.spec import PretrainSpec
 from trainer.trial_table import TrialRow
-from tune_spaces.overrides import flat_value, value_at
+from tune_spaces.overrides import apply_overrides, flat_value, listed_values, point_of, value_at
 from tune_spaces.plan import SEED
 from tune_spaces.reports.estimate import Estimate, estimate
 from tune_spaces.reports.operations import OPERATIONS, first_view_operations
@@ -66,26 +67,34 @@ class Observations:
         one alone, both).
         """
         name, _, place = path.partition("#")
-        value = observation.params.get(name, flat_value(value_at(self._base, name)))
+        value = self._field(observation.params, name)
         if name != OPERATIONS or value is None or not place:
             return value
         names = first_view_operations(value)
         return names[min(int(place), len(names)) - 1] if names else None
+
+    def _field(self, params: Mapping[str, Any], path: str) -> Any:
+        if path in params:
+            return params[path]
+        if not any(path.startswith(f"{part}.") for part in params):
+            return flat_value(value_at(self._base, path))
+        # An axis replaced the whole part that the field is of, and the spec fills in the rest of it.
+        spec = PretrainSpec.model_validate(apply_overrides(self._base, point_of(params)))
+        return flat_value(value_at(spec.model_dump(mode="json"), path))
 
     def values_of(self, observation: Observation, paths: Sequence[str]) -> tuple[Any, ...]:
         """Return what a trial had at some paths together."""
         return tuple(self.value(observation, path) for path in paths)
 
     def values(self, paths: Sequence[str], *, of: Sequence[Observation] | None = None) -> list[tuple[Any, ...]]:
-        """Return what trials had at some paths together, in order of trials; numbers by size.
+        """Return what trials had at some paths together: numbers by size, listed values in the field's order.
 
-        `of` are the trials that are asked; None: all that ran to their ends.
+        `of` are the trials that are asked; None: all that ran to their ends. Other values are in
+        order of trials.
         """
         found = dict.fromkeys(self.values_of(one, paths) for one in (self.all if of is None else of))
-        is_numeric = all(
-            isinstance(value, int | float) and not isinstance(value, bool) for item in found for value in item
-        )
-        return sorted(found) if is_numeric else list(found)
+        places = [_places(path, (item[index] for item in found)) for index, path in enumerate(paths)]
+        return sorted(found, key=lambda item: [place[value] for place, value in zip(places, item, strict=True)])
 
     def planned_settings(self, where: Mapping[str, Any]) -> list[str]:
         """Return the keys of the settings with these values, whether they ran to their ends or not.
@@ -120,6 +129,19 @@ def mean_by_seed(observations: Iterable[Observation], metric: str) -> dict[int, 
 def over_seeds(observations: Iterable[Observation], metric: str) -> Estimate | None:
     """Return the estimate of a metric over seeds."""
     return estimate(list(mean_by_seed(observations, metric).values()))
+
+
+def _places(path: str, values: Iterable[Any]) -> dict[Any, int]:
+    """Return the place of each of some values at a path; of those without an order the first seen comes first."""
+    listed = listed_values(path)
+
+    def rank(value: Any) -> tuple[bool, float]:
+        if value in listed:
+            return False, listed.index(value)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return not is_number, value if is_number else 0
+
+    return {value: place for place, value in enumerate(sorted(dict.fromkeys(values), key=rank))}
 
 
 def _observation(row: TrialRow, sweep: SweepSpec) -> Observation:

@@ -125,8 +125,10 @@ def build_report(
 
 
 def _claims(observations: Observations, sweep: SweepSpec, study: Study | None) -> tuple[ClaimResult, ...]:
-    claims = study.paper.claims if study else ()
-    return tuple(judge_claim(claim, observations, metric=sweep.metric, mode=sweep.mode) for claim in claims)
+    if study is None:
+        return ()
+    # A claim is about what the paper measured, whichever way the sweep looks for its best trial.
+    return tuple(judge_claim(claim, observations, metric=sweep.metric, mode=study.mode) for claim in study.paper.claims)
 
 
 def _plain_sentence(
@@ -165,10 +167,10 @@ def _paper_note(study: Study | None) -> str | None:
 def _differences(sweep: SweepSpec, study: Study | None) -> tuple[Difference, ...]:
     if study is None:
         return ()
-    axes = sweep.axes()
-    here = {path: flat_value(value_at(sweep.base, path)) for path in study.paper.settings if path not in axes}
+    parts = [path.split(".") for path in sweep.axes()]
     return tuple(
-        Difference(path=path, here=value, paper=study.paper.settings[path])
-        for path, value in here.items()
-        if value != study.paper.settings[path]
+        Difference(path=path, here=here, paper=paper)
+        for path, paper in study.paper.settings.items()
+        if not any(path.split(".")[: len(part)] == part for part in parts)  # it is what varies, or within it
+        and (here := flat_value(value_at(sweep.base, path))) != paper
     )

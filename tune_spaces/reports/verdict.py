@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from trainer import metric_names
 from tune_spaces.reports.estimate import ROUNDING, Estimate, estimate
 from tune_spaces.reports.observations import Observations, mean_by_seed
 from tune_spaces.studies import Claim
@@ -27,6 +28,17 @@ RULE: Final = (
     "parts do, and does not if one of them does not."
 )
 
+ACCURACIES_OF_H: Final = (
+    metric_names.KNN_ACCURACY,
+    metric_names.KNN_ACCURACY_K200,
+    metric_names.LINEAR_ACCURACY,
+    metric_names.LINEAR_ACCURACY_1PCT,
+    metric_names.LINEAR_ACCURACY_10PCT,
+    metric_names.FINE_TUNED_ACCURACY,
+    metric_names.FINE_TUNED_ACCURACY_1PCT,
+    metric_names.FINE_TUNED_ACCURACY_10PCT,
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClaimResult:
@@ -34,11 +46,15 @@ class ClaimResult:
 
     text: str
     verdict: Verdict
-    difference: Estimate | None  # None: the sweep lacks the settings it is about
+    difference: Estimate | None  # None: the sweep lacks the settings it is about, or its metric is none of h
+    reason: str | None = None  # why it is not judged at all
 
 
 def judge_claim(claim: Claim, observations: Observations, *, metric: str, mode: Literal["max", "min"]) -> ClaimResult:
     """Return whether a claim holds; the difference is over the seeds under which all its settings ended."""
+    if metric not in ACCURACIES_OF_H and any(term.metric is None for term in claim.terms):
+        reason = f"{metric} is no accuracy of h, which is what the paper speaks of"
+        return ClaimResult(text=claim.text, verdict="cannot_tell", difference=None, reason=reason)
     weights = _weights(claim, observations, metric=metric, mode=mode)
     by_seed = {
         (setting, name): mean_by_seed(observations.by_setting.get(setting, ()), name) for setting, name in weights
@@ -83,6 +99,8 @@ def sentence(results: Sequence[ClaimResult]) -> str:
     if verdict == "does_not":
         failed = [result for result in results if result.verdict == "does_not"]
         return f"The paper's claim does not hold here: it is not so that {_joined(failed)}."
+    if reason := next((result.reason for result in results if result.reason), None):
+        return f"Whether the paper's claim holds can't be told by this sweep: {reason}."
     lacking = [result for result in results if result.difference is None]
     if lacking:
         return f"Whether the paper's claim holds can't be told: settings are lacking to see whether {_joined(lacking)}."

@@ -362,3 +362,81 @@ def test_of_two_settings_the_interval_is_the_usual_one() -> None:
     )
     (comparison,) = report.comparisons
     assert comparison.difference == estimate([0.2, 0.3, 0.5])
+
+
+def test_a_whole_part_as_an_axis_is_read_by_its_fields() -> None:
+    space = {"loss": {"choice": [{"kind": "nt_xent"}, {"kind": "margin", "semi_hard": True}, {"kind": "margin"}]}}
+
+    def value(trial: PlannedTrial) -> float:
+        kind = {"nt_xent": 0.6, "margin": 0.4, "nt_logistic": 0.0}
+        return kind[trial.spec.loss.kind] + 0.1 * trial.spec.loss.semi_hard + noise(trial, 0.001)
+
+    report = report_of(value, study="loss", size="smoke", space=space, seeds=SEEDS)
+    assert [setting.paper for setting in report.settings] == [
+        {"linear_accuracy": paper} for paper in (0.639, 0.575, 0.509)
+    ]
+    assert report.figure.x == ("nt_xent", "margin")
+    means = [[cell and round(cell.mean, 1) for cell in series.values] for series in report.figure.series]
+    assert means == [[0.6, 0.4], [None, 0.5]]
+    assert [claim.verdict for claim in report.claims] == ["cannot_tell", "holds", "holds"]
+    assert "loss.kind" not in [one.path for one in report.differences]
+
+
+def test_first_and_last_are_by_size_however_a_space_is_written() -> None:
+    def value(trial: PlannedTrial) -> float:
+        gain = {"simclr": 0.2, "supervised": 0.1}[trial.spec.method]
+        return 0.5 + gain * (trial.spec.encoder.name == "resnet20") + noise(trial, 0.001)
+
+    space = {"method": {"choice": ["simclr", "supervised"]}, "encoder.name": {"choice": ["resnet20", "resnet8"]}}
+    report = report_of(value, study="model-size", size="smoke", space=space)
+    assert report.verdict == "holds"
+    assert [label.split(",")[0] for label in report.figure.x] == ["resnet8", "resnet20"]
+
+
+@pytest.mark.parametrize("metric", ["loss", "contrastive_accuracy", "linear_accuracy_z", "uniformity"])
+def test_the_papers_claims_are_not_judged_by_what_says_nothing_of_h(metric: str) -> None:
+    base = DATA | {"evaluation": {"probe_z": True}}
+    document = {"base": base, "study": "projection-head", "size": "smoke", "metric": metric, "mode": "min"}
+    sweep = complete(SweepSpec.model_validate(document))
+    rows = [
+        TrialRow(
+            id=trial.id,
+            state="succeeded",
+            params=trial.params,
+            metrics={
+                "linear_accuracy_z": 0.3 + noise(trial, 0.001),
+                metric: {"none": 4.0, "linear": 0.6, "nonlinear": 0.8}[trial.spec.projection_head.kind],
+                "linear_accuracy": 0.5,
+            },
+        )
+        for trial in planned_trials(sweep)
+    ]
+    report = build_report(sweep, rows, name="by another")
+    about_head, about_none, about_z = report.claims
+    for claim in (about_head, about_none):
+        assert (claim.verdict, claim.difference) == ("cannot_tell", None)
+        assert metric in str(claim.reason)
+    assert about_z.reason is None, "it names its metrics itself"
+    assert about_z.difference is not None
+    assert report.verdict == "cannot_tell"
+    assert f"{metric} is no accuracy of h" in report.sentence
+    assert f"{metric} is no accuracy of h" in render_html(report)
+
+
+def test_a_claim_is_of_higher_accuracy_though_the_sweep_looks_for_the_lowest() -> None:
+    report = report_of(by_temperature, study="temperature", size="smoke", mode="min")
+    assert report.verdict == "holds"
+
+
+def test_a_seed_as_an_axis_is_one_setting_over_its_seeds() -> None:
+    report = report_of(lambda trial: trial.seed / 10, space={"seed": {"choice": [5, 6, 7]}})
+    assert report.figure.x == ("the base",)
+    (series,) = report.figure.series
+    assert series.values == (estimate([0.5, 0.6, 0.7]),)
+
+
+def test_a_seed_beside_another_axis_is_no_axis_of_the_figure() -> None:
+    space = {"seed": {"choice": [5, 6]}, "epochs": {"choice": [1, 2]}}
+    figure = report_of(lambda trial: trial.spec.epochs + trial.seed / 10, space=space).figure
+    assert (figure.kind, figure.x) == ("bars", ("1", "2"))
+    assert [cell.num for cell in figure.series[0].values if cell] == [2, 2]
