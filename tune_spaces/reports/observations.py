@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Final
 
 from trainer.spec import PretrainSpec
 from trainer.trial_table import TrialRow
@@ -18,6 +18,9 @@ from tune_spaces.reports.operations import OPERATIONS, first_view_operations
 from tune_spaces.spec import SweepSpec
 
 __all__ = ["Observation", "Observations", "mean_by_seed", "over_seeds", "setting_key"]
+
+_HEAD: Final = "projection_head.kind"
+_DIM: Final = "projection_head.dim"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +67,10 @@ class Observations:
         """Return what a trial had at a path, from its params or else the base.
 
         `views.operations#N` is the name of the N-th of those operations that only one view gets (of
-        one alone, both).
+        one alone, both). Without a projection head z is h, so its dimension is not the spec's.
         """
+        if path == _DIM and self._field(observation.params, _HEAD) == "none":
+            return "width of h"
         name, _, place = path.partition("#")
         value = self._field(observation.params, name)
         if name != OPERATIONS or value is None or not place:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import math
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,6 +15,7 @@ import pytest
 from trainer.trial_table import TrialRow
 from tune_spaces.plan import PlannedTrial, plan_sweep, planned_trials
 from tune_spaces.reports.estimate import estimate
+from tune_spaces.reports.figure import _margins, draw_figure
 from tune_spaces.reports.observations import Observations
 from tune_spaces.reports.render import render_html, render_json, render_markdown, render_report
 from tune_spaces.reports.report import Report, build_report
@@ -440,3 +442,41 @@ def test_a_seed_beside_another_axis_is_no_axis_of_the_figure() -> None:
     figure = report_of(lambda trial: trial.spec.epochs + trial.seed / 10, space=space).figure
     assert (figure.kind, figure.x) == ("bars", ("1", "2"))
     assert [cell.num for cell in figure.series[0].values if cell] == [2, 2]
+
+
+def test_a_bar_of_one_seed_has_no_mark_of_an_interval() -> None:
+    figure = report_of(lambda trial: trial.spec.epochs / 10, space={"epochs": {"choice": [1, 2]}}).figure
+    (series,) = figure.series
+    assert all(cell is not None and cell.low is None for cell in series.values)
+    assert all(map(math.isnan, _margins(series.values)))
+    assert draw_figure(figure, form="png").startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("size", ["smoke", "small"])
+def test_another_temperature_and_other_views_than_the_papers_are_told(size: str) -> None:
+    report = report_of(lambda _: 0.5, study="loss", size=size)
+    differences = {one.path: (one.here, one.paper) for one in report.differences}
+    assert differences["loss.temperature"] == (0.5, 0.1)
+    assert differences["views.preset"] == ("simclr-cifar", "simclr")
+
+
+@pytest.mark.parametrize("study", list_studies(), ids=lambda study: study.name)
+def test_of_the_papers_size_nothing_but_the_data_set_differs(study: Study) -> None:
+    report = build_report(
+        complete(SweepSpec.model_validate({"base": DATA, "study": study.name, "size": "paper"})), [], name="paper"
+    )
+    assert [one.path for one in report.differences] == ["data.dataset"]
+
+
+def test_no_projection_head_has_no_dimension_of_its_own() -> None:
+    def value(trial: PlannedTrial) -> float:
+        return {"none": 0.3, "linear": 0.4, "nonlinear": 0.5}[trial.spec.projection_head.kind]
+
+    figure = report_of(value, study="projection-head", size="small").figure
+    assert figure.x == ("32", "128", "512", "width of h")
+    cells = {one.name: [cell is not None for cell in one.values] for one in figure.series}
+    assert cells == {
+        "none": [False, False, False, True],
+        "linear": [True, True, True, False],
+        "nonlinear": [True, True, True, False],
+    }
