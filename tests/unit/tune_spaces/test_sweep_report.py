@@ -25,7 +25,7 @@ from tune_spaces.studies import Study, list_studies
 
 DATA = {"data": {"dataset": "digits"}}
 SEEDS = [0, 1, 2]
-WIDE = {"limits": {"max_trials": 1000}}
+WIDE: dict[str, Any] = {"limits": {"max_trials": 1000}}
 ALL_VALUES = ("linear_accuracy", "linear_accuracy_z", "knn_accuracy", "entropy", "contrastive_accuracy")
 
 
