@@ -67,6 +67,7 @@ class FinalEvaluation:
     validation_h: Features
     predictions: Labels | None  # of the linear probe, for the validation split
     verdict: str  # has h collapsed, does it beat both baselines, in words
+    paired_p: dict[str, float]  # metric of a baseline -> McNemar's mid-p of h against it on the same images
 
 
 class Evaluation:
@@ -153,8 +154,9 @@ class Evaluation:
         is_collapsed = self._has_collapsed(torch.from_numpy(h[1]))
         metrics: dict[str, float] = {names.H_COLLAPSED: float(is_collapsed)}
         verdict, predictions = "the data set has no labels to judge h by", None
+        paired_p: dict[str, float] = {}
         if self._dataset.pretrain.labels is not None:
-            baselines, verdict = self._against_baselines(h, random_h)
+            baselines, verdict, paired_p = self._against_baselines(h, random_h)
             metrics |= baselines | tuned_metrics
             probe = self._probe(*h) if self._spec.evaluation.linear_probe else None
             if probe is not None:
@@ -171,12 +173,13 @@ class Evaluation:
             validation_h=h[1],
             predictions=predictions,
             verdict=f"h has collapsed; {verdict}" if is_collapsed else verdict,
+            paired_p=paired_p,
         )
 
     def _against_baselines(
         self, h: tuple[Features, Features], random_h: tuple[Features, Features]
-    ) -> tuple[dict[str, float], str]:
-        """Return the accuracies of h and both baselines on the same images, and a paired verdict."""
+    ) -> tuple[dict[str, float], str, dict[str, float]]:
+        """Return the accuracies of h and both baselines on the same images, and a paired verdict with its p."""
         # A data set may be larger than memory, and so are its pixels then: coarser ones take their place.
         pooling = pixel_pooling(self._dataset.num_train, self._dataset.image_size)
         pretrain, validation = (
@@ -188,14 +191,18 @@ class Evaluation:
         metrics[names.RANDOM_ENCODER_KNN_ACCURACY] = random[20].accuracy
         metrics[names.RAW_PIXEL_KNN_ACCURACY] = raw[20].accuracy
         labels = self._query_labels()
-        words = []
-        for name, baseline in (("raw pixels", raw), ("the untrained encoder", random)):
+        words, paired_p = [], {}
+        for name, metric, baseline in (
+            ("raw pixels", names.RAW_PIXEL_KNN_ACCURACY, raw),
+            ("the untrained encoder", names.RANDOM_ENCODER_KNN_ACCURACY, random),
+        ):
             test = mcnemar(trained[20].predictions, baseline[20].predictions, labels=labels)
+            paired_p[metric] = test.p_mid
             better = trained[20].accuracy > baseline[20].accuracy
             words.append(f"{'beats' if better else 'does not beat'} {name} (paired p = {test.p_mid:.2g})")
         bank = "each told by the others" if self._leaves_one_out else f"told by the {len(h[0])} pretrained on"
         settings = f"k = {trained[20].k}, temperature {KNN_TEMPERATURE}, {bank}"
-        return metrics, f"kNN of h {' and '.join(words)} on {len(labels)} images ({settings})"
+        return metrics, f"kNN of h {' and '.join(words)} on {len(labels)} images ({settings})", paired_p
 
     def _optional(self, learner: SimclrLearner | SupervisedLearner, h: tuple[Features, Features]) -> dict[str, float]:
         """Return what the spec asks for beyond the usual: label fractions, z, transformations."""

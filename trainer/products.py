@@ -6,7 +6,7 @@ import hashlib
 import io
 import zipfile
 from collections.abc import Iterator
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -40,8 +40,8 @@ def leave_products(
     encoder: Encoder,
     final: FinalEvaluation,
     drawer: ViewDrawer,
-) -> dict[str, str | int]:
-    """Write the bundle and the pictures, and return what the completion marker says of the bundle."""
+) -> dict[str, Any]:
+    """Write the bundle and the pictures, and return what the completion marker says of them and of the encoder."""
     bundle = write_bundle(
         encoder,
         spec=spec,
@@ -67,6 +67,7 @@ def leave_products(
         "bundle_bytes": len(bundle),
         "encoder_digest": final.encoder_digest,
         "verdict": final.verdict,
+        "paired_p": final.paired_p,
     }
 
 

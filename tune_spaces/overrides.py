@@ -5,13 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from functools import cache
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 
 from trainer.spec import PretrainSpec
 
-__all__ = ["apply_overrides", "flat_params", "flat_value", "merge", "spec_paths", "value_at"]
+__all__ = [
+    "apply_overrides",
+    "flat_params",
+    "flat_value",
+    "listed_values",
+    "merge",
+    "point_of",
+    "spec_paths",
+    "value_at",
+]
 
 
 def apply_overrides(document: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -63,6 +72,24 @@ def flat_value(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     return json.dumps(value, separators=(",", ":"))
+
+
+def point_of(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the point that flat params were made of; no field's own text begins as JSON's lists and objects do."""
+    return {
+        path: json.loads(value) if isinstance(value, str) and value.startswith(("[", "{")) else value
+        for path, value in params.items()
+    }
+
+
+@cache
+def listed_values(path: str) -> tuple[Any, ...]:
+    """Return the values that the field at a dotted path may take, in order; () where they are not listed."""
+    annotation: Any = PretrainSpec
+    for name in path.split("."):
+        fields = annotation.model_fields if isinstance(annotation, type) and issubclass(annotation, BaseModel) else {}
+        annotation = fields[name].annotation if name in fields else None
+    return get_args(annotation) if get_origin(annotation) is Literal else ()
 
 
 @cache

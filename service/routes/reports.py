@@ -12,13 +12,14 @@ from fastapi import Header, Query, Response
 from service.edge.auth import needs
 from service.edge.deps import CurrentCaller, OwnedExperiment, Services, ServicesDep, api_router, find_owned
 from service.edge.problems import Problem, responses
+from service.experiment import TERMINAL
 from service.ports import ExperimentRecord, Role
 from service.schemas import Comparison, ExperimentView
 from service.views.comparison import compare
 from service.views.experiments_view import view_experiment
 from service.views.pretrain_report import as_html, as_markdown, pretrain_report
 from service.views.trials_view import read_trials
-from trainer.context import experiment_key
+from trainer.context import PRETRAIN_TRIAL_ID, experiment_key, trial_key
 
 __all__ = ["router"]
 
@@ -65,7 +66,7 @@ async def report(
     format_ = asked or ("html" if "text/html" in accept else "json")
     body = await services.read_blob(experiment_key(record.id, f"report.{format_}"))
     if body is None and record.kind == "sweep":
-        raise _not_ready(record)
+        raise _missing(record)
     if body is None:
         body = (await _pretrain(record, services, format_)).encode()
     headers = {"Vary": "Accept"}
@@ -111,11 +112,18 @@ async def _picture(record: ExperimentRecord, services: Services, name: str) -> R
     if body is not None:
         return Response(body, media_type="image/png")
     if record.kind == "sweep" and await services.read_blob(experiment_key(record.id, "report.json")) is None:
-        raise _not_ready(record)
+        raise _missing(record)
     raise Problem(404, "picture_not_found", f"the report of experiment {record.id} has no {name}")
 
 
-def _not_ready(record: ExperimentRecord) -> Problem:
+def _missing(record: ExperimentRecord) -> Problem:
+    """Return why a sweep has no report, and whether there will be one: it is written before the sweep's end is."""
+    if record.state in TERMINAL:
+        detail = (
+            f"the sweep is {record.state} and left no report; /experiments/{record.id}/trials has what its trials "
+            "reached"
+        )
+        return Problem(404, "report_not_found", detail, state=record.state.value)
     detail = f"the sweep is {record.state}; it writes its report when trials have ended"
     return Problem(409, "report_not_ready", detail, state=record.state.value)
 
@@ -123,7 +131,8 @@ def _not_ready(record: ExperimentRecord) -> Problem:
 async def _pretrain(record: ExperimentRecord, services: Services, format_: str) -> str:
     view = await view_experiment(record, services)
     trials = await read_trials(record, services) if record.attempt else []
-    document = pretrain_report(view, trials[0] if trials else None)
+    marker = await services.read_json(trial_key(record.id, PRETRAIN_TRIAL_ID, "complete.json")) or {}
+    document = pretrain_report(view, trials[0] if trials else None, paired_p=marker.get("paired_p"))
     if format_ == "json":
         return json.dumps(document)
     return as_markdown(document) if format_ == "md" else as_html(document)

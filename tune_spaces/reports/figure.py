@@ -109,7 +109,7 @@ def _means(values: tuple[Estimate | None, ...]) -> list[float]:
 
 def _margins(values: tuple[Estimate | None, ...]) -> list[float]:
     """Return half the width of each interval; none is drawn where there is none."""
-    return [0.0 if value is None or value.high is None else value.high - value.mean for value in values]
+    return [math.nan if value is None or value.high is None else value.high - value.mean for value in values]
 
 
 def _numbers(values: tuple[float | None, ...]) -> list[float]:

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from tune_spaces.plan import SEED
 from tune_spaces.reports.estimate import Estimate
+from tune_spaces.reports.labels import value_labels
 from tune_spaces.reports.observations import Observation, Observations, over_seeds
 from tune_spaces.reports.settings import Setting, paper_values
 from tune_spaces.space import Choice
@@ -60,21 +62,21 @@ def figure_data(
         )
         labels = tuple(setting.label for setting in drawn)
         return FigureData(kind="table", x_label=sweep.metric, y_label="", series_label="", x=labels, series=(series,))
-    columns, groups = observations.values(form.x), observations.values(form.series)
+    paths = _paths_of_groups(observations, sweep, form)
+    columns, groups = observations.values(form.x), observations.values(paths)
     numbers = study.paper.numbers if study else None
     cells: dict[tuple[Any, Any], list[Observation]] = {}
     for one in observations.all:
-        place = tuple(tuple(observations.value(one, path) for path in paths) for paths in (form.series, form.x))
-        cells.setdefault((place[0], place[1]), []).append(one)
+        cells.setdefault((observations.values_of(one, paths), observations.values_of(one, form.x)), []).append(one)
     return FigureData(
         kind=form.kind,
         x_label=", ".join(form.x),
         y_label=sweep.metric,
-        series_label=", ".join(form.series),
-        x=tuple(_told(column) for column in columns),
+        series_label=", ".join(paths),
+        x=tuple(value_labels(form.x, columns)),
         series=tuple(
             Series(
-                name=_told(group),
+                name=name,
                 values=tuple(over_seeds(cells.get((group, column), ()), sweep.metric) for column in columns),
                 paper=tuple(
                     paper_values(observations, found[0], numbers).get(sweep.metric)
@@ -83,20 +85,30 @@ def figure_data(
                     for column in columns
                 ),
             )
-            for group in groups
+            for name, group in zip(value_labels(paths, groups), groups, strict=True)
         ),
     )
 
 
+def _paths_of_groups(observations: Observations, sweep: SweepSpec, form: Figure) -> tuple[str, ...]:
+    """Return the paths of the form's groups and as many axes more as it takes that no cell mixes settings."""
+    settings = [group[0] for group in observations.by_setting.values()]
+    paths = form.series
+    for axis in sweep.axes():
+        cells: dict[tuple[Any, ...], set[Any]] = {}
+        for one in settings:
+            cell = observations.values_of(one, (*paths, *form.x))
+            cells.setdefault(cell, set()).add(observations.value(one, axis))
+        if any(len(values) > 1 for values in cells.values()):
+            paths = (*paths, axis)
+    return paths
+
+
 def _own_form(sweep: SweepSpec) -> Figure:
-    """Return the form that suits a space of the user's own."""
-    axes = sweep.axes()
+    """Return the form that suits a space of the user's own; seeds are what every value is a mean over."""
+    axes = {path: domain for path, domain in sweep.axes().items() if path != SEED}
     is_listed = all(isinstance(domain, Choice) for domain in axes.values())
     if not is_listed or len(axes) not in (1, 2):
         return Figure(kind="table", x=())
     first, *rest = axes
     return Figure(kind="heatmap", x=tuple(rest), series=(first,)) if rest else Figure(kind="bars", x=(first,))
-
-
-def _told(values: tuple[Any, ...]) -> str:
-    return ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values)

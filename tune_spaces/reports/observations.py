@@ -7,22 +7,25 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Final
 
+from trainer.spec import PretrainSpec
 from trainer.trial_table import TrialRow
-from tune_spaces.overrides import flat_value, value_at
+from tune_spaces.overrides import apply_overrides, flat_value, listed_values, point_of, value_at
 from tune_spaces.plan import SEED
 from tune_spaces.reports.estimate import Estimate, estimate
+from tune_spaces.reports.operations import OPERATIONS, first_view_operations
 from tune_spaces.spec import SweepSpec
 
-__all__ = ["Observation", "Observations", "mean_by_seed", "over_seeds", "setting_label"]
+__all__ = ["Observation", "Observations", "mean_by_seed", "over_seeds", "setting_key"]
 
-OPERATIONS = "views.operations"
+_HEAD: Final = "projection_head.kind"
+_DIM: Final = "projection_head.dim"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Observation:
-    """One trial that ran to its end."""
+    """One trial and, once it ran to its end, what came of it."""
 
     id: str
     seed: int
@@ -35,16 +38,9 @@ class Observations:
 
     def __init__(self, sweep: SweepSpec, rows: Iterable[TrialRow]) -> None:
         self._base = sweep.base
-        self.all = [
-            Observation(
-                id=row.id,
-                seed=row.params.get(SEED, sweep.seeds[0]),
-                params={path: value for path, value in row.params.items() if path != SEED},
-                metrics={name: value for name, value in row.metrics.items() if _is_finite(value)},
-            )
-            for row in rows
-            if row.state == "succeeded"
-        ]
+        table = [(row.state, _observation(row, sweep)) for row in rows]
+        self.planned = [observation for _, observation in table]
+        self.all = [observation for state, observation in table if state == "succeeded"]
 
     @cached_property
     def seeds(self) -> list[int]:
@@ -52,44 +48,78 @@ class Observations:
         return sorted({observation.seed for observation in self.all})
 
     @cached_property
+    def num_seeds_planned(self) -> int:
+        """Return under how many seeds a setting is to run; where settings differ in it, the most."""
+        seeds: dict[str, set[int]] = {}
+        for one in self.planned:
+            seeds.setdefault(setting_key(one.params), set()).add(one.seed)
+        return max(map(len, seeds.values()), default=0)
+
+    @cached_property
     def by_setting(self) -> dict[str, list[Observation]]:
-        """Return the observations of each setting, one a seed, by its label."""
+        """Return the observations of each setting, one a seed, by its key."""
         groups: dict[str, list[Observation]] = {}
         for observation in self.all:
-            groups.setdefault(setting_label(observation.params), []).append(observation)
+            groups.setdefault(setting_key(observation.params), []).append(observation)
         return groups
 
     def value(self, observation: Observation, path: str) -> Any:
         """Return what a trial had at a path, from its params or else the base.
 
-        `views.operations` is told by the names of its operations, and `views.operations#N` is the
-        N-th of those that only one view gets (of one alone, both).
+        `views.operations#N` is the name of the N-th of those operations that only one view gets (of
+        one alone, both). Without a projection head z is h, so its dimension is not the spec's.
         """
+        if path == _DIM and self._field(observation.params, _HEAD) == "none":
+            return "width of h"
         name, _, place = path.partition("#")
-        value = observation.params.get(name, flat_value(value_at(self._base, name)))
-        if name != OPERATIONS or value is None:
+        value = self._field(observation.params, name)
+        if name != OPERATIONS or value is None or not place:
             return value
-        names = _operation_names(value, only_first=bool(place))
-        return (names[min(int(place), len(names)) - 1] if names else None) if place else " + ".join(names)
+        names = first_view_operations(value)
+        return names[min(int(place), len(names)) - 1] if names else None
 
-    def values(self, paths: Sequence[str]) -> list[tuple[Any, ...]]:
-        """Return what the trials had at some paths together, in order of trials; numbers by size."""
-        found = dict.fromkeys(tuple(self.value(one, path) for path in paths) for one in self.all)
-        is_numeric = all(
-            isinstance(value, int | float) and not isinstance(value, bool) for item in found for value in item
-        )
-        return sorted(found) if is_numeric else list(found)
+    def _field(self, params: Mapping[str, Any], path: str) -> Any:
+        if path in params:
+            return params[path]
+        if not any(path.startswith(f"{part}.") for part in params):
+            return flat_value(value_at(self._base, path))
+        # An axis replaced the whole part that the field is of, and the spec fills in the rest of it.
+        spec = PretrainSpec.model_validate(apply_overrides(self._base, point_of(params)))
+        return flat_value(value_at(spec.model_dump(mode="json"), path))
 
-    def matching(self, where: Mapping[str, Any]) -> list[Observation]:
-        """Return the observations with these values; `first` and `last` are of those a path has."""
+    def values_of(self, observation: Observation, paths: Sequence[str]) -> tuple[Any, ...]:
+        """Return what a trial had at some paths together."""
+        return tuple(self.value(observation, path) for path in paths)
+
+    def values(self, paths: Sequence[str], *, of: Sequence[Observation] | None = None) -> list[tuple[Any, ...]]:
+        """Return what trials had at some paths together: numbers by size, listed values in the field's order.
+
+        `of` are the trials that are asked; None: all that ran to their ends. Other values are in
+        order of trials.
+        """
+        found = dict.fromkeys(self.values_of(one, paths) for one in (self.all if of is None else of))
+        places = [_places(path, (item[index] for item in found)) for index, path in enumerate(paths)]
+        return sorted(found, key=lambda item: [place[value] for place, value in zip(places, item, strict=True)])
+
+    def planned_settings(self, where: Mapping[str, Any]) -> list[str]:
+        """Return the keys of the settings with these values, whether they ran to their ends or not.
+
+        `first` and `last` are of the values that a path has in the whole sweep.
+        """
         wanted = {path: self._wanted(path, value) for path, value in where.items()}
-        return [one for one in self.all if all(self.value(one, path) in values for path, values in wanted.items())]
+        found = (one for one in self.planned if all(self.value(one, path) in values for path, values in wanted.items()))
+        return list(dict.fromkeys(setting_key(one.params) for one in found))
 
     def _wanted(self, path: str, value: Any) -> Sequence[Any]:
         if value in ("first", "last"):
-            found = [item[0] for item in self.values([path])]
+            found = [item[0] for item in self.values([path], of=self.planned)]
             return [] if not found else [found[0] if value == "first" else found[-1]]
         return value if isinstance(value, list) else [value]
+
+
+def setting_key(params: Mapping[str, Any]) -> str:
+    """Return what tells a setting from all others, however alike they read."""
+    return json.dumps(params, sort_keys=True)
 
 
 def mean_by_seed(observations: Iterable[Observation], metric: str) -> dict[int, float]:
@@ -106,27 +136,26 @@ def over_seeds(observations: Iterable[Observation], metric: str) -> Estimate | N
     return estimate(list(mean_by_seed(observations, metric).values()))
 
 
-def setting_label(params: Mapping[str, Any]) -> str:
-    """Return a setting in one line."""
-    return ", ".join(f"{path} = {_told(path, value)}" for path, value in params.items()) or "the base"
+def _places(path: str, values: Iterable[Any]) -> dict[Any, int]:
+    """Return the place of each of some values at a path; of those without an order the first seen comes first."""
+    listed = listed_values(path)
+
+    def rank(value: Any) -> tuple[bool, float]:
+        if value in listed:
+            return False, listed.index(value)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return not is_number, value if is_number else 0
+
+    return {value: place for place, value in enumerate(sorted(dict.fromkeys(values), key=rank))}
 
 
-def _told(path: str, value: Any) -> str:
-    if path == OPERATIONS and value is not None:
-        return " + ".join(_operation_names(value, only_first=False))
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _operation_names(value: str, *, only_first: bool) -> list[str]:
-    operations = [one for one in json.loads(value) if not only_first or one.get("branch") == "first"]
-    names = [f"{one['op']}*" if one.get("branch") == "first" and not only_first else one["op"] for one in operations]
-    if only_first:  # colour distortion is jitter followed by dropping colour (paper, appendix A)
-        names = [
-            name
-            for place, name in enumerate(names)
-            if not (name == "grayscale" and place and names[place - 1] == "color_jitter")
-        ]
-    return names
+def _observation(row: TrialRow, sweep: SweepSpec) -> Observation:
+    return Observation(
+        id=row.id,
+        seed=row.params.get(SEED, sweep.seeds[0]),
+        params={path: value for path, value in row.params.items() if path != SEED},
+        metrics={name: value for name, value in row.metrics.items() if _is_finite(value)},
+    )
 
 
 def _is_finite(value: float | None) -> bool:

@@ -14,6 +14,7 @@ from markupsafe import Markup
 from tune_spaces.reports.estimate import Estimate
 from tune_spaces.reports.figure import draw_figure, draw_histograms
 from tune_spaces.reports.report import Report
+from tune_spaces.reports.settings import Setting
 
 __all__ = ["render_html", "render_json", "render_markdown", "render_report"]
 
@@ -66,7 +67,7 @@ def _environment(*, is_html: bool) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"estimate": _estimate, "number": _number, "md": _inert}
+    environment.filters |= {"estimate": _estimate, "number": _number, "md": _inert, "seeds": _seeds}
     return environment
 
 
@@ -79,6 +80,10 @@ def _estimate(value: Estimate | None) -> str:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
+
+
+def _seeds(setting: Setting, num_planned: int) -> str:
+    return f"{setting.num_seeds}" if setting.num_seeds == num_planned else f"{setting.num_seeds} of {num_planned}"
 
 
 def _inert(value: Any) -> str:

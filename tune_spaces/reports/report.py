@@ -11,7 +11,15 @@ from trainer.trial_table import TrialRow
 from tune_spaces.overrides import flat_value, value_at
 from tune_spaces.reports.figure_data import FigureData, figure_data
 from tune_spaces.reports.observations import Observations
-from tune_spaces.reports.settings import Comparison, Setting, columns_of, compare, list_settings
+from tune_spaces.reports.settings import (
+    Comparison,
+    Setting,
+    columns_of,
+    compare,
+    comparison_confidence,
+    comparison_rule,
+    list_settings,
+)
 from tune_spaces.reports.verdict import RULE, ClaimResult, Verdict, judge_claim, overall, sentence
 from tune_spaces.spec import SweepSpec
 from tune_spaces.studies import Study, get_study
@@ -45,12 +53,15 @@ class Report:
     paper_finding: str | None
     paper_note: str | None
     num_seeds: int
+    num_seeds_planned: int  # of each setting; those that lack some stand behind the others
     num_trials: Mapping[str, int]  # by state
     limit: str | None  # that ended the sweep before all trials had run, in words
     best: str | None  # label of the best setting
     metrics: tuple[str, ...]  # the columns of the table of settings
     settings: tuple[Setting, ...]  # best first
     comparisons: tuple[Comparison, ...]
+    comparison_confidence: float  # of each interval, so that all pairs together have 95 %
+    comparison_rule: str
     differences: tuple[Difference, ...]
     failures: Mapping[str, str]  # trial -> why
     figure: FigureData
@@ -78,8 +89,8 @@ def build_report(
     observations = Observations(sweep, rows)
     metrics = columns_of(sweep, study, observations)
     settings = list_settings(observations, sweep, study, metrics)
+    comparisons = compare(settings, observations, sweep)
     claims = _claims(observations, sweep, study)
-    num_seeds = len(observations.seeds)
     return Report(
         name=name,
         study=sweep.study,
@@ -87,19 +98,22 @@ def build_report(
         source=study.source if study else None,
         metric=sweep.metric,
         mode=sweep.mode,
-        sentence=sentence(claims, num_seeds=num_seeds) if claims else _plain_sentence(settings, sweep, observations),
+        sentence=sentence(claims) if claims else _plain_sentence(settings, comparisons, sweep, observations),
         verdict=overall(claims) if claims else None,
         rule=RULE if claims else None,
         claims=claims,
         paper_finding=study.paper.finding if study else None,
         paper_note=_paper_note(study),
-        num_seeds=num_seeds,
+        num_seeds=len(observations.seeds),
+        num_seeds_planned=observations.num_seeds_planned,
         num_trials=dict(Counter(row.state for row in rows)),
         limit=limit,
         best=settings[0].label if settings else None,
         metrics=metrics,
         settings=settings,
-        comparisons=compare(settings, observations, sweep),
+        comparisons=comparisons,
+        comparison_confidence=comparison_confidence(len(settings)),
+        comparison_rule=comparison_rule(len(settings)),
         differences=_differences(sweep, study),
         failures={row.id: str((row.reason or {}).get("message", "")) for row in rows if row.state == "failed"},
         figure=figure_data(observations, sweep, study, settings),
@@ -111,19 +125,35 @@ def build_report(
 
 
 def _claims(observations: Observations, sweep: SweepSpec, study: Study | None) -> tuple[ClaimResult, ...]:
-    claims = study.paper.claims if study else ()
-    return tuple(judge_claim(claim, observations, metric=sweep.metric, mode=sweep.mode) for claim in claims)
+    if study is None:
+        return ()
+    # A claim is about what the paper measured, whichever way the sweep looks for its best trial.
+    return tuple(judge_claim(claim, observations, metric=sweep.metric, mode=study.mode) for claim in study.paper.claims)
 
 
-def _plain_sentence(settings: Sequence[Setting], sweep: SweepSpec, observations: Observations) -> str:
+def _plain_sentence(
+    settings: Sequence[Setting], comparisons: Sequence[Comparison], sweep: SweepSpec, observations: Observations
+) -> str:
     best = settings[0].metrics[sweep.metric] if settings else None
     if best is None:
         return "No trial ran to its end, so there is nothing to compare."
-    told = [one.is_told_apart for one in compare(settings, observations, sweep)]
+    told = [one.is_told_apart for one in comparisons]
     lead = "the only setting" if not told else f"told apart from {sum(told)} of {len(told)} others"
     return (
-        f"Best by {sweep.metric} is {settings[0].label} with {best.mean:.4g}, {lead}; no claim of the paper is judged."
+        f"Best by {sweep.metric} is {settings[0].label} with {best.mean:.4g}, {lead}"
+        f"{_lacking(settings, observations.num_seeds_planned)}; no claim of the paper is judged."
     )
+
+
+def _lacking(settings: Sequence[Setting], num_seeds: int) -> str:
+    """Return what is to be said of settings that lack seeds, since trials were stopped early, failed or left out."""
+    lacking = sum(setting.num_seeds < num_seeds for setting in settings)
+    if lacking == len(settings):
+        return f" (no setting has all {num_seeds} seeds, so means are over different ones)"
+    if lacking:
+        number, verb = ("1 setting", "lacks") if lacking == 1 else (f"{lacking} settings", "lack")
+        return f" ({number} that {verb} seeds left behind)"
+    return ""
 
 
 def _paper_note(study: Study | None) -> str | None:
@@ -137,10 +167,10 @@ def _paper_note(study: Study | None) -> str | None:
 def _differences(sweep: SweepSpec, study: Study | None) -> tuple[Difference, ...]:
     if study is None:
         return ()
-    axes = sweep.axes()
-    here = {path: flat_value(value_at(sweep.base, path)) for path in study.paper.settings if path not in axes}
+    parts = [path.split(".") for path in sweep.axes()]
     return tuple(
-        Difference(path=path, here=value, paper=study.paper.settings[path])
-        for path, value in here.items()
-        if value != study.paper.settings[path]
+        Difference(path=path, here=here, paper=paper)
+        for path, paper in study.paper.settings.items()
+        if not any(path.split(".")[: len(part)] == part for part in parts)  # it is what varies, or within it
+        and (here := flat_value(value_at(sweep.base, path))) != paper
     )

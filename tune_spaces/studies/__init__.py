@@ -28,7 +28,7 @@ class Term(Part):
     """One side of a comparison: the mean of a metric over the trials that match, times a weight."""
 
     weight: float
-    # Dotted path -> value or values; "first" and "last" are of the values the sweep has, in its order.
+    # Dotted path -> value or values; "first" and "last" are of the values its space has, by size.
     where: dict[str, Any] = Field({})
     metric: str | None = None  # None: the sweep's
 

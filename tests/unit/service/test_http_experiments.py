@@ -355,6 +355,24 @@ async def test_reports_come_in_three_formats(service: HttpApp) -> None:
     assert_problem(await service.http.get(f"{url}?format=exe"), 422)
 
 
+async def test_a_report_says_how_sure_it_is_of_its_verdict(service: HttpApp) -> None:
+    created = await service.submit()
+    await service.run(created["id"])
+    metrics = {"knn_accuracy": 0.6, "raw_pixel_knn_accuracy": 0.59, "random_encoder_knn_accuracy": 0.5}
+    row = {"id": "t0000", "state": "succeeded", "metrics": metrics}
+    service.write(created["id"], "trials.json", {"trials": [row]})
+    paired_p = {"raw_pixel_knn_accuracy": 0.4, "random_encoder_knn_accuracy": 0.001}
+    url = f"/experiments/{created['id']}/report?format=json"
+
+    before = (await service.http.get(url)).json()
+    assert before["verdict"].startswith("The encoder knows more"), "no pairs were counted, as in an earlier version"
+    service.write(created["id"], "trials/t0000/complete.json", {"state": "succeeded", "paired_p": paired_p})
+    report = (await service.http.get(url)).json()
+    assert report["paired_p"] == paired_p
+    assert report["knn_gain_over_random_encoder"] == pytest.approx(0.1)
+    assert report["verdict"].startswith("Whether the encoder beats raw pixels can't be told")
+
+
 async def test_comparison_shows_where_specs_differ(service: HttpApp) -> None:
     one = (await service.submit())["id"]
     two = (await service.submit(pretrain_body(loss={"temperature": 0.1})))["id"]

@@ -109,6 +109,19 @@ async def test_a_picture_is_there_when_the_report_is_and_only_where_there_is_one
     assert_problem(await service.http.get(f"{pretraining}/report.png"), 404, "picture_not_found")
 
 
+async def test_who_waits_for_the_report_of_a_cancelled_sweep_is_told_that_there_is_none(service: HttpApp) -> None:
+    created = await service.submit(sweep_body(study="loss", size="smoke"))
+    url = f"/experiments/{created['id']}"
+    assert_problem(await service.http.get(f"{url}/report"), 409, "report_not_ready")
+    await service.move(created["id"], State.CANCELLED)
+
+    for name in ("report", "report.png", "report-histograms.png"):
+        answer = await service.http.get(f"{url}/{name}")
+        assert_problem(answer, 404, "report_not_found")
+        assert answer.json()["state"] == "cancelled"
+        assert f"{url}/trials" in answer.json()["detail"]
+
+
 async def test_a_trial_that_failed_says_why(service: HttpApp) -> None:
     space = {"loss.temperature": {"choice": [0.1, 0.2]}}
     url = await run(service, sweep_body(space=space), failing=lambda trial: trial == "t0001")

@@ -129,6 +129,8 @@ def test_an_encoder_that_learned_nothing_is_said_not_to_beat_the_untrained_one(e
     result = final(evaluated())
     assert result.metrics["knn_accuracy"] == result.metrics["random_encoder_knn_accuracy"]
     assert "does not beat the untrained encoder (paired p = 1)" in result.verdict
+    assert result.paired_p["random_encoder_knn_accuracy"] == 1
+    assert f"raw pixels (paired p = {result.paired_p['raw_pixel_knn_accuracy']:.2g})" in result.verdict
     assert result.verdict.endswith(" on 240 images (k = 20, temperature 0.1, each told by the others)")
 
 

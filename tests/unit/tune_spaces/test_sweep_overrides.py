@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tune_spaces.overrides import apply_overrides, flat_params, merge, spec_paths
+from tune_spaces.overrides import apply_overrides, flat_params, listed_values, merge, point_of, spec_paths
 
 
 def test_an_override_replaces_one_value_and_leaves_the_original_alone() -> None:
@@ -34,3 +34,14 @@ def test_params_are_scalars_or_json() -> None:
 def test_paths_are_the_fields_of_the_spec_and_its_parts() -> None:
     assert {"loss", "loss.temperature", "batch_size", "data.dataset", "scaling.num_workers"} <= spec_paths()
     assert "loss.temperatur" not in spec_paths()
+
+
+def test_flat_params_become_a_point_again() -> None:
+    point = {"epochs": 2, "views.operations": [{"op": "sobel"}], "loss": {"kind": "margin"}, "data.dataset": "digits"}
+    assert point_of(flat_params(point)) == point
+
+
+def test_a_field_of_listed_values_has_them_in_order() -> None:
+    assert listed_values("encoder.name")[:2] == ("resnet8", "resnet14")
+    assert listed_values("encoder.width") == (1, 2, 4)
+    assert listed_values("epochs") == listed_values("loss") == listed_values("no.such") == ()

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import html
 import json
+import math
+import random
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from trainer.trial_table import TrialRow
-from tune_spaces.plan import PlannedTrial, plan_sweep
+from tune_spaces.plan import PlannedTrial, plan_sweep, planned_trials
+from tune_spaces.reports.estimate import estimate
+from tune_spaces.reports.figure import _margins, draw_figure
+from tune_spaces.reports.observations import Observations
 from tune_spaces.reports.render import render_html, render_json, render_markdown, render_report
 from tune_spaces.reports.report import Report, build_report
+from tune_spaces.reports.settings import compare, list_settings
 from tune_spaces.spec import SweepSpec, complete
 from tune_spaces.studies import Study, list_studies
 
 DATA = {"data": {"dataset": "digits"}}
+SEEDS = [0, 1, 2]
+WIDE: dict[str, Any] = {"limits": {"max_trials": 1000}}
 ALL_VALUES = ("linear_accuracy", "linear_accuracy_z", "knn_accuracy", "entropy", "contrastive_accuracy")
 
 
@@ -37,8 +46,13 @@ def report_of(
     return build_report(sweep, rows, name=name)
 
 
+def noise(trial: PlannedTrial, deviation: float) -> float:
+    return random.Random(trial.id).gauss(0, deviation)
+
+
 def by_temperature(trial: PlannedTrial) -> float:
-    return 0.9 - 0.2 * trial.spec.loss.temperature / 10 + 0.001 * trial.seed - 0.1 * (not trial.spec.loss.normalize)
+    value = 0.9 - 0.2 * trial.spec.loss.temperature / 10 + 0.001 * trial.seed - 0.1 * (not trial.spec.loss.normalize)
+    return value + noise(trial, 1e-6)
 
 
 @pytest.mark.parametrize("study", ["loss", "augmentation-pairs", "colour-strength", "h-vs-z"])
@@ -243,3 +257,226 @@ def test_a_thousand_trials_are_reported() -> None:
     )
     assert len(json.loads(render_json(report))["settings"]) == 1000
     assert len(report.figure.x) <= 30
+
+
+def jitter(strength: float) -> list[dict[str, Any]]:
+    return [{"op": "crop_resize"}, {"op": "color_jitter", "strength": strength}]
+
+
+@pytest.mark.parametrize(
+    ("path", "choice", "labels"),
+    [
+        (
+            "views.operations",
+            [jitter(0.2), jitter(1.0)],
+            ["crop_resize + color_jitter (strength 0.2)", "crop_resize + color_jitter (strength 1.0)"],
+        ),
+        ("optim.base_lr", [0.1234561, 0.1234562], ["0.1234561", "0.1234562"]),
+        ("optim.base_lr", [0.1, 0.25], ["0.1", "0.25"]),
+    ],
+)
+def test_settings_that_read_alike_are_not_one(path: str, choice: list[Any], labels: list[str]) -> None:
+    values = {"t0000": 0.29, "t0001": 0.30, "t0002": 0.31}
+    report = report_of(lambda trial: values.get(trial.id, 0.9), space={path: {"choice": choice}}, seeds=[0, 1, 2])
+    assert [setting.label for setting in report.settings] == [f"{path} = {label}" for label in reversed(labels)]
+    assert [len(setting.trials) for setting in report.settings] == [3, 3]
+    assert [one.label for one in report.comparisons] == [f"{path} = {labels[0]}"]
+    (series,) = report.figure.series
+    assert list(report.figure.x) == labels
+    assert [cell.mean for cell in series.values if cell] == pytest.approx([0.3, 0.9])
+
+
+def test_no_bar_mixes_settings_that_differ_in_what_the_form_does_not_show() -> None:
+    space = {"loss.kind": {"choice": ["nt_xent", "margin"]}, "optim.base_lr": {"choice": [0.1, 0.3]}}
+    report = report_of(lambda trial: trial.spec.optim.base_lr, study="loss", size="smoke", space=space)
+    assert report.figure.series_label == "loss.semi_hard, optim.base_lr"
+    means = {series.name: [cell and cell.mean for cell in series.values] for series in report.figure.series}
+    assert means == {"False, 0.1": [0.1, 0.1], "False, 0.3": [0.3, 0.3]}
+
+
+def test_a_setting_that_lacks_seeds_does_not_come_before_one_that_has_them_all() -> None:
+    """0.5 is worse under every seed, and its only trial that ended had the easiest one."""
+    values = {0.1: [0.60, 0.70, 0.80], 0.5: [0.59, 0.69, 0.79]}
+    sweep = complete(
+        SweepSpec.model_validate({"base": DATA, "space": {"loss.temperature": {"choice": [0.1, 0.5]}}, "seeds": SEEDS})
+    )
+    rows = [
+        TrialRow(
+            id=trial.id,
+            state="stopped_early" if trial.params["loss.temperature"] == 0.5 and trial.seed < 2 else "succeeded",
+            params=trial.params,
+            metrics={"knn_accuracy": values[trial.params["loss.temperature"]][trial.seed]},
+        )
+        for trial in planned_trials(sweep)
+    ]
+    report = build_report(sweep, rows, name="unequal")
+    assert report.best == "loss.temperature = 0.1"
+    assert [(setting.label, setting.num_seeds) for setting in report.settings] == [
+        ("loss.temperature = 0.1", 3),
+        ("loss.temperature = 0.5", 1),
+    ]
+    assert "1 setting that lacks seeds" in report.sentence
+    assert [row[1] for row in settings_table(render_markdown(report))] == ["3", "1 of 3"]
+    assert "<td>1 of 3</td>" in render_html(report)
+    assert all("A setting that lacks seeds" in form for form in (render_html(report), render_markdown(report)))
+
+    stopped = [replace(row, state="stopped_early") if row.id == "t0000" else row for row in rows]
+    assert "no setting has all 3 seeds" in build_report(sweep, stopped, name="none is whole").sentence
+
+
+@pytest.mark.parametrize(("num_settings", "num_seeds"), [(3, 3), (10, 3), (20, 5)])
+def test_of_settings_that_are_equal_hardly_a_sweep_tells_any_apart(num_settings: int, num_seeds: int) -> None:
+    """The best is picked from the numbers that it is compared by, and there are many to compare."""
+    space = {"optim.base_lr": {"choice": [0.1 + place / 100 for place in range(num_settings)]}}
+    sweep = complete(SweepSpec.model_validate({"base": DATA, "space": space, "seeds": list(range(num_seeds)), **WIDE}))
+    trials = list(planned_trials(sweep))
+    draw = random.Random(0)
+    told = 0
+    for _ in range(200):
+        rows = [
+            TrialRow(id=one.id, state="succeeded", params=one.params, metrics={"knn_accuracy": draw.gauss(0.5, 0.01)})
+            for one in trials
+        ]
+        observations = Observations(sweep, rows)
+        settings = list_settings(observations, sweep, None, [sweep.metric])
+        told += any(one.is_told_apart for one in compare(settings, observations, sweep))
+    assert told <= 0.05 * 200
+
+
+def test_every_other_is_compared_and_the_correction_is_said() -> None:
+    def value(trial: PlannedTrial) -> float:
+        return trial.spec.optim.base_lr + noise(trial, 1e-6)
+
+    space = {"optim.base_lr": {"choice": [0.1 + place / 100 for place in range(40)]}}
+    report = report_of(value, space=space, seeds=SEEDS, **WIDE)
+    assert len(report.comparisons) == 39
+    assert "told apart from 39 of 39 others" in report.sentence
+    for form in (render_markdown(report), html.unescape(render_html(report))):
+        assert "780 pairs" in form
+        assert "Bonferroni" in form
+
+
+def test_of_two_settings_the_interval_is_the_usual_one() -> None:
+    report = report_of(
+        lambda trial: trial.spec.epochs / 10 + [0.1, 0.2, 0.4][trial.seed] * trial.spec.epochs,
+        space={"epochs": {"choice": [1, 2]}},
+        seeds=SEEDS,
+    )
+    (comparison,) = report.comparisons
+    assert comparison.difference == estimate([0.2, 0.3, 0.5])
+
+
+def test_a_whole_part_as_an_axis_is_read_by_its_fields() -> None:
+    space = {"loss": {"choice": [{"kind": "nt_xent"}, {"kind": "margin", "semi_hard": True}, {"kind": "margin"}]}}
+
+    def value(trial: PlannedTrial) -> float:
+        kind = {"nt_xent": 0.6, "margin": 0.4, "nt_logistic": 0.0}
+        return kind[trial.spec.loss.kind] + 0.1 * trial.spec.loss.semi_hard + noise(trial, 0.001)
+
+    report = report_of(value, study="loss", size="smoke", space=space, seeds=SEEDS)
+    assert [setting.paper for setting in report.settings] == [
+        {"linear_accuracy": paper} for paper in (0.639, 0.575, 0.509)
+    ]
+    assert report.figure.x == ("nt_xent", "margin")
+    means = [[cell and round(cell.mean, 1) for cell in series.values] for series in report.figure.series]
+    assert means == [[0.6, 0.4], [None, 0.5]]
+    assert [claim.verdict for claim in report.claims] == ["cannot_tell", "holds", "holds"]
+    assert "loss.kind" not in [one.path for one in report.differences]
+
+
+def test_first_and_last_are_by_size_however_a_space_is_written() -> None:
+    def value(trial: PlannedTrial) -> float:
+        gain = {"simclr": 0.2, "supervised": 0.1}[trial.spec.method]
+        return 0.5 + gain * (trial.spec.encoder.name == "resnet20") + noise(trial, 0.001)
+
+    space = {"method": {"choice": ["simclr", "supervised"]}, "encoder.name": {"choice": ["resnet20", "resnet8"]}}
+    report = report_of(value, study="model-size", size="smoke", space=space)
+    assert report.verdict == "holds"
+    assert [label.split(",")[0] for label in report.figure.x] == ["resnet8", "resnet20"]
+
+
+@pytest.mark.parametrize("metric", ["loss", "contrastive_accuracy", "linear_accuracy_z", "uniformity"])
+def test_the_papers_claims_are_not_judged_by_what_says_nothing_of_h(metric: str) -> None:
+    base = DATA | {"evaluation": {"probe_z": True}}
+    document = {"base": base, "study": "projection-head", "size": "smoke", "metric": metric, "mode": "min"}
+    sweep = complete(SweepSpec.model_validate(document))
+    rows = [
+        TrialRow(
+            id=trial.id,
+            state="succeeded",
+            params=trial.params,
+            metrics={
+                "linear_accuracy_z": 0.3 + noise(trial, 0.001),
+                metric: {"none": 4.0, "linear": 0.6, "nonlinear": 0.8}[trial.spec.projection_head.kind],
+                "linear_accuracy": 0.5,
+            },
+        )
+        for trial in planned_trials(sweep)
+    ]
+    report = build_report(sweep, rows, name="by another")
+    about_head, about_none, about_z = report.claims
+    for claim in (about_head, about_none):
+        assert (claim.verdict, claim.difference) == ("cannot_tell", None)
+        assert metric in str(claim.reason)
+    assert about_z.reason is None, "it names its metrics itself"
+    assert about_z.difference is not None
+    assert report.verdict == "cannot_tell"
+    assert f"{metric} is no accuracy of h" in report.sentence
+    assert f"{metric} is no accuracy of h" in render_html(report)
+
+
+def test_a_claim_is_of_higher_accuracy_though_the_sweep_looks_for_the_lowest() -> None:
+    report = report_of(by_temperature, study="temperature", size="smoke", mode="min")
+    assert report.verdict == "holds"
+
+
+def test_a_seed_as_an_axis_is_one_setting_over_its_seeds() -> None:
+    report = report_of(lambda trial: trial.seed / 10, space={"seed": {"choice": [5, 6, 7]}})
+    assert report.figure.x == ("the base",)
+    (series,) = report.figure.series
+    assert series.values == (estimate([0.5, 0.6, 0.7]),)
+
+
+def test_a_seed_beside_another_axis_is_no_axis_of_the_figure() -> None:
+    space = {"seed": {"choice": [5, 6]}, "epochs": {"choice": [1, 2]}}
+    figure = report_of(lambda trial: trial.spec.epochs + trial.seed / 10, space=space).figure
+    assert (figure.kind, figure.x) == ("bars", ("1", "2"))
+    assert [cell.num for cell in figure.series[0].values if cell] == [2, 2]
+
+
+def test_a_bar_of_one_seed_has_no_mark_of_an_interval() -> None:
+    figure = report_of(lambda trial: trial.spec.epochs / 10, space={"epochs": {"choice": [1, 2]}}).figure
+    (series,) = figure.series
+    assert all(cell is not None and cell.low is None for cell in series.values)
+    assert all(map(math.isnan, _margins(series.values)))
+    assert draw_figure(figure, form="png").startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("size", ["smoke", "small"])
+def test_another_temperature_and_other_views_than_the_papers_are_told(size: str) -> None:
+    report = report_of(lambda _: 0.5, study="loss", size=size)
+    differences = {one.path: (one.here, one.paper) for one in report.differences}
+    assert differences["loss.temperature"] == (0.5, 0.1)
+    assert differences["views.preset"] == ("simclr-cifar", "simclr")
+
+
+@pytest.mark.parametrize("study", list_studies(), ids=lambda study: study.name)
+def test_of_the_papers_size_nothing_but_the_data_set_differs(study: Study) -> None:
+    report = build_report(
+        complete(SweepSpec.model_validate({"base": DATA, "study": study.name, "size": "paper"})), [], name="paper"
+    )
+    assert [one.path for one in report.differences] == ["data.dataset"]
+
+
+def test_no_projection_head_has_no_dimension_of_its_own() -> None:
+    def value(trial: PlannedTrial) -> float:
+        return {"none": 0.3, "linear": 0.4, "nonlinear": 0.5}[trial.spec.projection_head.kind]
+
+    figure = report_of(value, study="projection-head", size="small").figure
+    assert figure.x == ("32", "128", "512", "width of h")
+    cells = {one.name: [cell is not None for cell in one.values] for one in figure.series}
+    assert cells == {
+        "none": [False, False, False, True],
+        "linear": [True, True, True, False],
+        "nonlinear": [True, True, True, False],
+    }
