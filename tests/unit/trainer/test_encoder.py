@@ -144,7 +144,7 @@ def test_no_gradient_changes_its_layout_on_its_way_back(layout: torch.memory_for
     seen: list[Tensor] = []
 
     def watch(_: nn.Module, __: Any, output: Tensor) -> None:
-        output.register_hook(seen.append)
+        output.register_hook(seen.append)  # type: ignore[no-untyped-call] # torch gives it no types
 
     for module in encoder.modules():
         if isinstance(module, nn.ReLU):
