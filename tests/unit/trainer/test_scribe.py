@@ -12,7 +12,7 @@ import torch
 from tests.fakes.blobs import HeldStorage, LosableStorage
 from trainer.checkpoint import Checkpoint, CheckpointStore
 from trainer.context import TrialContext
-from trainer.errors import StorageUnavailable
+from trainer.errors import StorageUnavailable, Superseded
 from trainer.mlflow_runs import RunDescription
 from trainer.scribe import Scribe
 from trainer.storage import open_storage
@@ -51,6 +51,21 @@ def test_a_superseded_start_can_be_closed(tmp_path: Path) -> None:
     old.close()
     new.close()
     assert kept(tmp_path) == []
+
+
+def test_a_superseded_start_leaves_the_products_of_its_successor_as_they_are(tmp_path: Path) -> None:
+    old = begun(tmp_path)  # and has no points, which would ask whose the trial is
+    new = begun(tmp_path)
+    key = new.product("encoder.zip", b"of the owner")
+    new.artifact("encoder/encoder.json", b"of the owner")
+    with pytest.raises(Superseded):
+        old.product("encoder.zip", b"of who was thought dead")
+    new.close()
+    with pytest.raises(Superseded):
+        old.artifact("encoder/encoder.json", b"of who was thought dead")
+    old.close()
+    assert old.storage.read(key) == b"of the owner"
+    assert old.storage.read(old.context.key("artifacts/encoder/encoder.json")) == b"of the owner"
 
 
 def test_one_that_never_began_can_be_closed(tmp_path: Path) -> None:
