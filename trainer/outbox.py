@@ -90,6 +90,10 @@ class Outbox:
         """Return the number of the last entry in the log."""
         return self._next - 1
 
+    def free_step(self, first: int, keys: Iterable[str]) -> int:
+        """Return the first step, from `first` on, behind which the log has no point of these metrics."""
+        return max([first, *(self._last_step.get(key, 0) + 1 for key in keys)])
+
     def append_points(self, points: list[Point]) -> None:
         """Put the points that are not in the log yet behind its end.
 

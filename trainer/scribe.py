@@ -68,6 +68,10 @@ class Scribe:
         """Record values under a global step."""
         self._recorder.metrics(step, values)
 
+    def start_metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Record what holds of this start, which begins behind a global step."""
+        self._recorder.start_metrics(step, values)
+
     def product(self, name: str, data: bytes) -> str:
         """Keep what the trial leaves beside its artifacts, and return its key.
 
