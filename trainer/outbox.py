@@ -81,6 +81,11 @@ class Outbox:
         self._catch_up()
 
     @property
+    def generation(self) -> int:
+        """Return which start of the trial this is."""
+        return self._fence.generation
+
+    @property
     def sent(self) -> int:
         """Return the number of the last entry that MLflow has."""
         return int((self._read_document("sent.json") or {"number": 0})["number"])

@@ -86,7 +86,7 @@ class TrialRecorder:
     def artifact(self, path: str, data: bytes) -> None:
         """Keep `data` in storage and put it in line to become the MLflow artifact `path`."""
         self.persist()
-        key = self._context.key(f"artifacts/{path}")
+        key = self._context.key(f"artifacts/{self._outbox.generation:08d}/{path}")  # no other start writes there
         self._storage.write(key, data)
         with self._outbox_lock:
             self._outbox.append_artifact(key=key, path=path)

@@ -73,12 +73,14 @@ class Scribe:
         self._recorder.start_metrics(step, values)
 
     def product(self, name: str, data: bytes) -> str:
-        """Keep what the trial leaves beside its artifacts, and return its key.
+        """Keep what the trial leaves beside its artifacts, and return its key, which no other start writes.
 
         Raises:
             Superseded: If a later start owns the trial.
             StorageUnavailable: If storage refuses it for longer than an outage is borne.
         """
+        stem, dot, suffix = name.partition(".")
+        name = f"{stem}-{self.fence.generation:08d}{dot}{suffix}"
         self._patiently(name, lambda: self._write_owned(name, data))
         return self.context.key(name)
 
