@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import base64
 import zlib
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-__all__ = ["JobDocument", "ParentTrial", "TrialContext", "experiment_key", "trial_key"]
+__all__ = ["JobDocument", "ParentTrial", "TrialContext", "bundle_key", "experiment_key", "trial_key"]
 
 PRETRAIN_TRIAL_ID = "t0000"  # a pretraining has one trial
 
@@ -97,3 +98,12 @@ def experiment_key(experiment_id: str, name: str) -> str:
 def trial_key(experiment_id: str, trial_id: str, name: str) -> str:
     """Return the storage key of something a trial owns: `fence.json`, `complete.json`, ..."""
     return experiment_key(experiment_id, f"trials/{trial_id}/{name}")
+
+
+def bundle_key(experiment_id: str, trial_id: str, marker: Mapping[str, Any]) -> str:
+    """Return the storage key of the encoder bundle that a trial's completion marker names.
+
+    A marker taken over from a continued sweep names its parent's, and the trial has that under the
+    same name; an early version's names none, or `encoder.zip`.
+    """
+    return trial_key(experiment_id, trial_id, str(marker.get("bundle", "encoder.zip")).rpartition("/")[2])

@@ -7,7 +7,7 @@ TrainerError                 code            retryable
 ├── NonFiniteLoss            non_finite_loss no    the loss became NaN or infinite at a step
 ├── CheckpointCorrupt        checkpoint_corrupt yes a checkpoint does not match its manifest
 ├── CheckpointMissing        checkpoint_missing no  the continued experiment left none to start from
-├── StorageUnavailable       storage_unavailable yes storage refused too many writes in a row, or the data sets' bucket
+├── StorageUnavailable       storage_unavailable yes storage refused too many writes in a row, or data cannot be reached
 ├── BundleInvalid            bundle_invalid  no    an encoder bundle is not what its record says
 ├── Superseded               superseded      no    a newer attempt owns this experiment
 └── Stopped                  stopped         no    the owner asked for a pause or a cancel
@@ -101,7 +101,7 @@ class CheckpointMissing(TrainerError):
 
 
 class StorageUnavailable(TrainerError):
-    """Storage refused more writes in a row than a run may lose, or a data set cannot be fetched or kept."""
+    """Storage refused more writes in a row than a run may lose, or a data set cannot be read, fetched or kept now."""
 
     code = "storage_unavailable"
     retryable = True

@@ -113,7 +113,9 @@ class Evaluation:
             ids_B = torch.from_numpy(self._dataset.validation.sample_ids[positions])
             with evaluating(learner), torch.inference_mode(), self._precision.autocast():
                 z_2BD = learner.outputs(drawer.draw_pair(images_BHWC, sample_ids_B=ids_B, epoch=0)).float().cpu()
-            metrics |= {names.ALIGNMENT: alignment(z_2BD), names.UNIFORMITY: uniformity(z_2BD)}
+            metrics[names.ALIGNMENT] = alignment(z_2BD)
+            if len(positions) > 1:  # one image has no other to be far from
+                metrics[names.UNIFORMITY] = uniformity(z_2BD)
         return metrics
 
     def _has_collapsed(self, h_MR: torch.Tensor) -> bool:

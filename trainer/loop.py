@@ -176,7 +176,7 @@ class Run:
             metric_names.PARITY_ERROR: error,
             metric_names.NUM_WORKERS: float(self.team.world_size),
         }
-        self.scribe.metrics(max(1, first_step), self._start_metrics)
+        self.scribe.start_metrics(first_step, self._start_metrics)
         if not error <= TOLERANCES["float64"]:
             logger.warning(
                 "parity: the gradient of %d workers differs from that of one by %.3g, more than the %.0e of rounding: "

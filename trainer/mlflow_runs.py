@@ -128,8 +128,9 @@ class MlflowRuns:
     def _ensure(self, name: str, description: RunDescription, tags: dict[str, str]) -> str:
         if (known := self._known(name)) is not None:
             return known
-        made = self._of(name)  # by a start that died before it was kept
+        made = self._of(name)  # by a start that died before it was kept, perhaps before it was described
         run_id = made[0] if made else self._create(description, tags)
+        self._describe(run_id, description)
         key, document = self._key(name), json.dumps({"run_id": run_id}).encode()
         if not self._storage.create(key, document):
             if (known := self._known(name)) is not None:  # another process was first
@@ -166,18 +167,22 @@ class MlflowRuns:
         return [str(run.info.run_id) for run in runs]
 
     def _create(self, description: RunDescription, tags: dict[str, str]) -> str:
-        from mlflow.entities import Dataset, DatasetInput, InputTag, Param
-
         run = self.client.create_run(
             self._mlflow_experiment_id,
             run_name=description.name,
             tags={TAG_EXPERIMENT: self._experiment_id, **tags, **description.tags},
         )
-        run_id = str(run.info.run_id)
-        self.client.log_batch(run_id, params=[Param(key, value[:6000]) for key, value in description.params.items()])
+        return str(run.info.run_id)
+
+    def _describe(self, run_id: str, description: RunDescription) -> None:
+        """Log the params that the run lacks, another value being refused, and the data set, which MLflow keeps once."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag, Param
+
+        known = self.client.get_run(run_id).data.params
+        params = [Param(key, value[:6000]) for key, value in description.params.items() if key not in known]
+        self.client.log_batch(run_id, params=params)
         if description.dataset:
             dataset = Dataset(**description.dataset)
             self.client.log_inputs(
                 run_id, datasets=[DatasetInput(dataset, [InputTag("mlflow.data.context", "pretrain")])]
             )
-        return run_id

@@ -81,6 +81,11 @@ class Outbox:
         self._catch_up()
 
     @property
+    def generation(self) -> int:
+        """Return which start of the trial this is."""
+        return self._fence.generation
+
+    @property
     def sent(self) -> int:
         """Return the number of the last entry that MLflow has."""
         return int((self._read_document("sent.json") or {"number": 0})["number"])
@@ -89,6 +94,10 @@ class Outbox:
     def last_number(self) -> int:
         """Return the number of the last entry in the log."""
         return self._next - 1
+
+    def free_step(self, first: int, keys: Iterable[str]) -> int:
+        """Return the first step, from `first` on, behind which the log has no point of these metrics."""
+        return max([first, *(self._last_step.get(key, 0) + 1 for key in keys)])
 
     def append_points(self, points: list[Point]) -> None:
         """Put the points that are not in the log yet behind its end.

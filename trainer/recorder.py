@@ -73,10 +73,20 @@ class TrialRecorder:
         with self._buffer_lock:
             self._buffer.extend(points)
 
+    def start_metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Record what holds of this start, which begins behind a global step.
+
+        It goes behind what earlier starts said of themselves: such a step is taken where two begin
+        at one, or one goes back to an older checkpoint. Raises what `metrics` does.
+        """
+        with self._outbox_lock:
+            free = self._outbox.free_step(max(1, step), values)
+        self.metrics(free, values)
+
     def artifact(self, path: str, data: bytes) -> None:
         """Keep `data` in storage and put it in line to become the MLflow artifact `path`."""
         self.persist()
-        key = self._context.key(f"artifacts/{path}")
+        key = self._context.key(f"artifacts/{self._outbox.generation:08d}/{path}")  # no other start writes there
         self._storage.write(key, data)
         with self._outbox_lock:
             self._outbox.append_artifact(key=key, path=path)

@@ -68,15 +68,30 @@ class Scribe:
         """Record values under a global step."""
         self._recorder.metrics(step, values)
 
+    def start_metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Record what holds of this start, which begins behind a global step."""
+        self._recorder.start_metrics(step, values)
+
     def product(self, name: str, data: bytes) -> str:
-        """Keep what the trial leaves beside its artifacts, and return its key."""
-        key = self.context.key(name)
-        self._patiently(name, lambda: self.storage.write(key, data))
-        return key
+        """Keep what the trial leaves beside its artifacts, and return its key, which no other start writes.
+
+        Raises:
+            Superseded: If a later start owns the trial.
+            StorageUnavailable: If storage refuses it for longer than an outage is borne.
+        """
+        stem, dot, suffix = name.partition(".")
+        name = f"{stem}-{self.fence.generation:08d}{dot}{suffix}"
+        self._patiently(name, lambda: self._write_owned(name, data))
+        return self.context.key(name)
 
     def artifact(self, path: str, data: bytes) -> None:
-        """Keep an artifact of the trial."""
-        self._patiently(path, lambda: self._recorder.artifact(path, data))
+        """Keep an artifact of the trial. Raises what `product` does."""
+
+        def keep() -> None:
+            self.fence.check()  # in an evaluation of minutes nothing else asks whose the trial is
+            self._recorder.artifact(path, data)
+
+        self._patiently(path, keep)
 
     def encoder(self, bundle_sha256: str) -> None:
         """Register the encoder of this bundle as the experiment's."""
@@ -162,7 +177,9 @@ class Scribe:
             "mlflow_run_id": self._recorder.mlflow_run_id,
             "is_recorded": is_sent,
         }
-        self._patiently("the completion marker", lambda: self._write_owned("complete.json", document))
+        self._patiently(
+            "the completion marker", lambda: self._write_owned("complete.json", json.dumps(document).encode())
+        )
         self.close()
 
     def close(self) -> None:
@@ -182,9 +199,9 @@ class Scribe:
             raise RuntimeError("the scribe has not begun")
         return self.recorder
 
-    def _write_owned(self, name: str, document: Mapping[str, Any]) -> None:
+    def _write_owned(self, name: str, data: bytes) -> None:
         self.fence.check()
-        self.storage.write(self.context.key(name), json.dumps(document).encode())
+        self.storage.write(self.context.key(name), data)
 
     def _patiently(self, what: str, work: Callable[[], Result]) -> Result:
         """Return `work()`, tried again while storage is away: nothing is lost by waiting once training has ended."""

@@ -14,7 +14,7 @@ from service.experiment import State
 from service.ports import ExperimentRecord, Role
 from service.schemas import EncoderView, Items
 from service.views.listing import DEFAULT_PAGE_SIZE, PageSize, PageToken, page_of_states
-from trainer.context import PRETRAIN_TRIAL_ID, experiment_key, trial_key
+from trainer.context import PRETRAIN_TRIAL_ID, bundle_key, experiment_key, trial_key
 
 __all__ = ["router"]
 
@@ -39,8 +39,7 @@ async def download(record: OwnedExperiment, services: ServicesDep) -> Response:
     """Return the bundle as a zip with its sha256 in Repr-Digest (RFC 9530)."""
     marker = await services.read_json(experiment_key(record.id, "complete.json")) or {}
     trial = _trial_of(marker, record)
-    key = trial_key(record.id, trial, "encoder.zip") if trial else None
-    bundle = await services.read_blob(key, within_s=BUNDLE_S) if key else None
+    bundle = await _bundle_of(trial, record, services) if trial else None
     if bundle is None:
         detail = f"the experiment is {record.state}; there is an encoder once a trial has succeeded"
         raise Problem(409, "encoder_not_ready", detail, state=record.state.value)
@@ -50,6 +49,11 @@ async def download(record: OwnedExperiment, services: ServicesDep) -> Response:
         "Repr-Digest": f"sha-256=:{digest}:",
     }
     return Response(bundle, media_type=ZIP, headers=headers)
+
+
+async def _bundle_of(trial: str, record: ExperimentRecord, services: Services) -> bytes | None:
+    marker = await services.read_json(trial_key(record.id, trial, "complete.json")) or {}
+    return await services.read_blob(bundle_key(record.id, trial, marker), within_s=BUNDLE_S)
 
 
 def _trial_of(marker: dict[str, object], record: ExperimentRecord) -> str | None:

@@ -19,7 +19,7 @@ from service.experiment import submission_id
 from tests.conftest import RunningStack, start_stack, stop_stack
 from tests.harness.experiments import SHORT, finish, recorded_steps, submit
 from tests.harness.object_store import ObjectStore
-from trainer.context import experiment_key, trial_key
+from trainer.context import bundle_key, experiment_key, trial_key
 from trainer.storage import open_storage
 
 pytestmark = pytest.mark.ray
@@ -70,7 +70,8 @@ def test_images_packed_into_a_bucket_are_trained_on_and_the_encoder_is_kept_besi
 
     assert recorded_steps(stack.mlflow_uri, experiment_id) == list(range(1, 4 * EPOCHS + 1))
     state = open_storage(store.uri("state"))
-    assert (tmp_path / "encoder.zip").read_bytes() == state.read(trial_key(experiment_id, "t0000", "encoder.zip"))
+    marker = json.loads(state.read(trial_key(experiment_id, "t0000", "complete.json")))
+    assert (tmp_path / "encoder.zip").read_bytes() == state.read(bundle_key(experiment_id, "t0000", marker))
     assert state.list(trial_key(experiment_id, "t0000", "checkpoints/manifest-"))
     assert json.loads(state.read(experiment_key(experiment_id, "complete.json")))["state"] == "succeeded"
     assert not (stack.home / "storage").exists()

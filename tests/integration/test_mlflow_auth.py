@@ -203,7 +203,7 @@ def test_a_restored_backup_has_the_experiment_its_encoder_and_its_records(
 
     with Client(service.url, retry_for_s=60) as client:
         client.delete(experiment_id)
-        wait_until(lambda: not list(storage.rglob("encoder.zip")), timeout_s=30, what="the loss of the encoder")
+        wait_until(lambda: not list(storage.rglob("encoder-*.zip")), timeout_s=30, what="the loss of the encoder")
     mlflow = MlflowClient(server.url)
     for run in runs(mlflow, experiment_id):
         mlflow.delete_run(run.info.run_id)

@@ -15,7 +15,12 @@ from trainer.unrecorded import PARENT_RUN
 
 pytestmark = pytest.mark.ray  # its stack has the MLflow
 
-DESCRIPTION = RunDescription(name="once", params={"seed": "0"}, tags={})
+DESCRIPTION = RunDescription(
+    name="once",
+    params={"seed": "0", "epochs": "3"},
+    tags={},
+    dataset={"name": "shapes", "digest": "0" * 36, "source_type": "catalogue", "source": "shapes"},
+)
 
 
 @pytest.fixture
@@ -67,3 +72,24 @@ def test_a_run_that_somebody_deleted_is_made_again(mlflow_uri: str, tmp_path: Pa
     again = MlflowRuns(mlflow_uri, storage, experiment_id).ensure_parent(DESCRIPTION)
     assert again != deleted
     assert MlflowRuns(mlflow_uri, storage, experiment_id).find_parent() == again
+
+
+def test_a_run_whose_creation_was_interrupted_says_all_the_same_what_it_is(
+    mlflow_uri: str, tmp_path: Path, experiment_id: str
+) -> None:
+    storage, client = open_storage(str(tmp_path)), MlflowClient(tracking_uri=mlflow_uri)
+    runs = MlflowRuns(mlflow_uri, storage, experiment_id)
+    parent = create_late(client, experiment_id, **{"simclr.role": "parent"})
+    trial = create_late(client, experiment_id, **{"simclr.role": "trial", "simclr.trial_id": "t0000"})
+    client.log_param(trial, "epochs", "4")  # by the code of the version before
+    assert runs.ensure_parent(DESCRIPTION.of_parent()) == parent
+    assert runs.ensure_trial("t0000", parent, DESCRIPTION) == trial
+    assert client.get_run(parent).data.params == {"seed": "0", "epochs": "3"}
+    assert client.get_run(trial).data.params == {"seed": "0", "epochs": "4"}
+
+    for key in storage.list(""):  # it was described, and died before it was kept
+        storage.delete(key)
+    assert MlflowRuns(mlflow_uri, storage, experiment_id).ensure_trial("t0000", parent, DESCRIPTION) == trial
+    inputs = client.get_run(trial).inputs
+    assert inputs is not None
+    assert [given.dataset.digest for given in inputs.dataset_inputs] == ["0" * 36]

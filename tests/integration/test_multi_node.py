@@ -26,7 +26,7 @@ from tests.harness.image_health import health_check
 from tests.harness.object_store import ObjectStore
 from tests.harness.paused_run import EXPERIMENT, PausedRun
 from tests.harness.ray_hosts import RayHosts
-from trainer.context import experiment_key, trial_key
+from trainer.context import bundle_key, experiment_key, trial_key
 from trainer.data.packed import verify
 from trainer.data.packing import pack, source_at
 from trainer.storage import BlobMissing, Storage, open_storage
@@ -116,7 +116,8 @@ def test_two_hosts_go_on_with_the_run_of_one_process_though_a_worker_is_killed(
     assert cluster.ray.status(EXPERIMENT, attempt=2) is JobStatus.SUCCEEDED
     fences = storage.list(trial_key(EXPERIMENT, "t0000", "fence/"))
     assert [json.loads(storage.read(fence))["attempt"] for fence in fences] == [1, 2, 2]
-    assert storage.read(trial_key(EXPERIMENT, "t0000", "encoder.zip"))
+    marker = json.loads(storage.read(trial_key(EXPERIMENT, "t0000", "complete.json")))
+    assert storage.read(bundle_key(EXPERIMENT, "t0000", marker))
     log = text_of(storage, experiment_key(EXPERIMENT, "attempts/2/driver.log"))
     assert "resumed from the checkpoint of step" in log
     assert "shipped attempt 2 of" in log  # the driver's code came with the job

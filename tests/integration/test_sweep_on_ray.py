@@ -18,7 +18,7 @@ import pytest
 from mlflow import MlflowClient
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from trainer.context import JobDocument, ParentTrial, experiment_key
+from trainer.context import JobDocument, ParentTrial, bundle_key, experiment_key
 from trainer.storage import BlobMissing, DirectoryStorage
 from trainer.trial_table import TrialRow, read_trial_table
 from tune_spaces.spec import SweepSpec, resolve
@@ -97,6 +97,11 @@ class SweepJob:
         found: dict[str, Any] = json.loads(self.storage.read(experiment_key(self.experiment_id, name)))
         return found
 
+    def bundle(self, trial: str) -> bytes:
+        """Return a finished trial's encoder."""
+        marker = self.read(f"trials/{trial}/complete.json")
+        return self.storage.read(bundle_key(self.experiment_id, trial, marker))
+
     def write(self, name: str, document: dict[str, Any]) -> None:
         self.storage.write(experiment_key(self.experiment_id, name), json.dumps(document).encode())
 
@@ -149,7 +154,7 @@ def test_a_grid_runs_to_its_best_encoder_and_its_report(
     assert set(sweep.states()) == {"succeeded"}
     assert end["state"] == "succeeded"
     assert end["best"]["value"] == max(row.metrics["knn_accuracy"] for row in rows.values())
-    assert sweep.storage.read(experiment_key(sweep.experiment_id, f"trials/{end['best']['trial']}/encoder.zip"))
+    assert sweep.bundle(end["best"]["trial"])
     assert all(row.mlflow_run_id for row in rows.values())
     assert sweep.read("report.json")["best"]
     registry = MlflowClient(tracking_uri=sweep.document.mlflow_uri)
@@ -308,9 +313,9 @@ def test_a_continued_sweep_runs_the_further_trials_alone(start_sweep: Callable[.
     assert len(runs) == 4
     assert longer.read("complete.json")["best"]["value"] == max(row.metrics["knn_accuracy"] for row in longer.rows())
     for trial in ("t0000", "t0001", "t0002", "t0003"):
-        bundle = longer.storage.read(experiment_key(longer.experiment_id, f"trials/{trial}/encoder.zip"))
+        bundle = longer.bundle(trial)
         if trial in ("t0000", "t0001"):
-            assert bundle == parent.storage.read(experiment_key(parent.experiment_id, f"trials/{trial}/encoder.zip"))
+            assert bundle == parent.bundle(trial)
 
 
 def test_suggestions_are_run_one_after_the_other_and_kept(start_sweep: Callable[..., SweepJob]) -> None:

@@ -20,7 +20,7 @@ from trainer.data.openmoji import OpenMojiSource
 from trainer.data.registry import NUM_ASKED, BucketSource, Registry, open_registry
 from trainer.data.source import DatasetInfo, Source
 from trainer.data.torchvision_folders import CIFAR10, CIFAR100, CifarSource, Stl10Source
-from trainer.errors import DataError
+from trainer.errors import DataError, StorageUnavailable
 
 __all__ = ["NAME_RULE", "DatasetInfo", "describe", "find_source", "is_name", "list_datasets"]
 
@@ -96,7 +96,9 @@ def _info_or_problem(name: str, datasets_dir: str | Path | None, registry: Regis
         if name not in EMBEDDED and not is_name(name):
             raise DataError(f"rename it: {NAME_RULE}")  # noqa: TRY301 - told as any other problem
         return _find(name, datasets_dir, registry).info()
-    except DataError as error:
+    except (DataError, StorageUnavailable) as error:
+        if isinstance(error, StorageUnavailable) and datasets_dir is not None and is_bucket(datasets_dir):
+            raise  # away as a whole, and each of its data sets would be waited for
         return DatasetInfo(
             name=name,
             description="Registered by the operator, and cannot be used",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import secrets
@@ -10,12 +11,36 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from trainer.errors import DataError
+from trainer.errors import DataError, StorageUnavailable
 
-__all__ = ["PLAN", "WORK", "file_facts", "is_bucket", "local_path", "named_place", "part_files", "walk", "whole_file"]
+__all__ = [
+    "PLAN",
+    "WORK",
+    "file_facts",
+    "is_bucket",
+    "local_path",
+    "named_place",
+    "part_files",
+    "raise_if_passing",
+    "walk",
+    "whole_file",
+]
 
 WORK: Final = ".packing"  # beside what is packed, as long as it is not complete
 PLAN: Final = f"{WORK}/plan.json"
+# of a file: waiting mends none of these; EINVAL is a damaged one that sends its reader to an impossible place
+OF_THE_FILE: Final = frozenset(
+    {
+        errno.ENOENT,
+        errno.EACCES,
+        errno.EPERM,
+        errno.EISDIR,
+        errno.ENOTDIR,
+        errno.ELOOP,
+        errno.ENAMETOOLONG,
+        errno.EINVAL,
+    }
+)
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # one slash: a Path has made it of two
 BUCKET = re.compile(r"s3://[^/?#]+(/[^/?#]+)*")
 
@@ -88,6 +113,18 @@ def part_files(root: Path, *, suffix: str) -> dict[str, tuple[str, ...]]:
         found = re.match(r"(train|test)(?![A-Za-z])", name) if name.endswith(suffix) else None
         parts[found[1] if found else ""].append(name)
     return {part: tuple(sorted(names)) for part, names in parts.items()}
+
+
+def raise_if_passing(error: Exception, *, name: str) -> None:
+    """Raise StorageUnavailable where the disk, the share or the node failed, which says nothing of the file.
+
+    Args:
+        error: What ended the reading of a file. Decoders raise OSError too, of a damaged file, and
+            give it no number.
+        name: What the file is shown as.
+    """
+    if isinstance(error, OSError) and error.errno is not None and error.errno not in OF_THE_FILE:
+        raise StorageUnavailable(f"{name} cannot be read at present: {error.strerror}", file=name) from error
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.data.files import file_facts
+from trainer.data.files import file_facts, raise_if_passing
 from trainer.data.labels import checked_labels
 from trainer.data.pixels import array_blocks
 from trainer.data.source import DatasetInfo, SourceSplit, SourceSplits
@@ -100,6 +100,7 @@ def read_idx(path: Path, *, num_dims: int) -> NDArray[np.uint8]:
     try:
         content = gzip.decompress(path.read_bytes())
     except (OSError, EOFError, zlib.error) as error:
+        raise_if_passing(error, name=path.name)
         raise DataError(f"{path.name} cannot be read: {error}", file=path.name) from error
     header_size = 4 + 4 * num_dims
     if len(content) < header_size or content[:4] != bytes((0, 0, 8, num_dims)):
@@ -115,4 +116,5 @@ def _num_items(path: Path) -> int:
         with gzip.open(path) as file:
             return int.from_bytes(file.read(8)[4:], "big")
     except (OSError, EOFError, zlib.error) as error:
+        raise_if_passing(error, name=path.name)
         raise DataError(f"{path.name} cannot be read: {error}", file=path.name) from error

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from trainer.data.files import raise_if_passing
 from trainer.data.labels import check_class_sizes
 from trainer.data.packed_files import PackedFiles
 from trainer.data.shards import IMAGE_DIGEST_BYTES, Shard, WrittenShard, damaged, image_bytes
@@ -109,12 +110,13 @@ def read_manifest(files: PackedFiles) -> Manifest:
 
     Raises:
         DataError: If it cannot be read, or a shard is missing or cut short; names the file.
-        StorageUnavailable: If its bucket does not answer.
+        StorageUnavailable: If its disk or share fails, or its bucket does not answer.
     """
     manifest = parse_manifest(files)
     try:
         sizes = files.sizes()
     except OSError as error:
+        raise_if_passing(error, name=files.name)
         raise DataError(f"{files.name} cannot be read: {error.strerror}") from error
     for shard in (*manifest.train, *manifest.test):
         expected = shard.num_images * image_bytes(manifest.image_size)
@@ -130,12 +132,13 @@ def parse_manifest(files: PackedFiles) -> Manifest:
 
     Raises:
         DataError: If it cannot be read; names the file.
-        StorageUnavailable: If its bucket does not answer.
+        StorageUnavailable: If its disk or share fails, or its bucket does not answer.
     """
     name = f"{files.name}/{MANIFEST}"
     try:
         return Manifest.model_validate_json(files.read(MANIFEST))
     except OSError as error:
+        raise_if_passing(error, name=name)
         raise DataError(f"{name} cannot be read: {error.strerror}", file=MANIFEST) from error
     except ValidationError as error:
         raise DataError(
@@ -148,7 +151,7 @@ def read_values(files: PackedFiles, *, part: str, field: str, num_images: int) -
 
     Raises:
         DataError: If the file is damaged, with its name.
-        StorageUnavailable: If its bucket does not answer.
+        StorageUnavailable: If its disk or share fails, or its bucket does not answer.
     """
     file = values_file(part, field)
     try:
@@ -156,6 +159,7 @@ def read_values(files: PackedFiles, *, part: str, field: str, num_images: int) -
     except FileNotFoundError:
         return None
     except (OSError, ValueError, EOFError) as error:
+        raise_if_passing(error, name=f"{files.name}/{file}")
         raise damaged(files.name, file, str(error)) from error
     if values.dtype != np.int64 or values.shape != (num_images,):
         raise damaged(files.name, file, f"it holds {values.dtype} of shape {values.shape}")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.data.files import file_facts
+from trainer.data.files import file_facts, raise_if_passing
 from trainer.data.labels import check_class_sizes, checked_labels
 from trainer.data.pixels import array_blocks
 from trainer.data.source import DatasetInfo, SourceSplit, SourceSplits
@@ -122,6 +122,7 @@ class NpzSource:
                     with archive.open(member) as file:
                         headers[field] = (*_read_header(file), member.file_size - file.tell())
         except UNREADABLE as error:
+            raise_if_passing(error, name=self._path.name)
             raise DataError(f"{self._path.name} is no .npz file: {error}", file=self._path.name) from error
         for field, (shape, dtype, size_bytes) in headers.items():
             if dtype.hasobject:
@@ -137,6 +138,7 @@ class NpzSource:
         except KeyError as error:
             raise self._error(field, "is missing") from error
         except UNREADABLE as error:
+            raise_if_passing(error, name=self._path.name)
             raise self._error(field, f"cannot be read: {error}") from error
 
     def _error(self, field: str, problem: str) -> DataError:

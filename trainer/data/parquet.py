@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.data.files import file_facts, part_files
+from trainer.data.files import file_facts, part_files, raise_if_passing
 from trainer.data.labels import numbered_labels
 from trainer.data.pixels import decoded_blocks
 from trainer.data.source import BLOCK_SIZE, SourceSplit, SourceSplits, part_splits
@@ -172,6 +172,7 @@ def _opened(root: Path, name: str) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(root / name)
     except (pa.ArrowException, OSError) as error:
+        raise_if_passing(error, name=f"{root.name}/{name}")
         raise DataError(f"{root.name}/{name} is no Parquet file: {error}", file=name) from error
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from trainer.data.files import raise_if_passing
 from trainer.data.source import BLOCK_SIZE
 from trainer.errors import DataError
 
@@ -33,12 +34,16 @@ def read_image(file: Path | BytesIO, *, image_size: int, shown_name: str) -> NDA
 
     Raises:
         DataError: If the file is no readable image, is truncated, or has more than MAX_PIXELS.
+        StorageUnavailable: If the disk, the share or the node fails while it is read.
     """
     try:
         image = Image.open(file, formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise _too_large(shown_name) from error
+    except (FileNotFoundError, PermissionError) as error:
+        raise DataError(f"{shown_name} cannot be read: {error.strerror}", file=shown_name) from error
     except (OSError, SyntaxError, ValueError) as error:
+        raise_if_passing(error, name=shown_name)
         raise DataError(f"{shown_name} is no image that can be read ({', '.join(FORMATS)})", file=shown_name) from error
     with image:
         if image.width * image.height > MAX_PIXELS:
@@ -48,6 +53,7 @@ def read_image(file: Path | BytesIO, *, image_size: int, shown_name: str) -> NDA
         except DataError as error:
             raise DataError(f"{shown_name}: {error.message}", file=shown_name) from error
         except Exception as error:  # damaged files make decoders raise anything
+            raise_if_passing(error, name=shown_name)
             raise DataError(f"{shown_name} is damaged or truncated: {error}", file=shown_name) from error
 
 
@@ -86,6 +92,7 @@ def decoded_blocks(files: Iterable[tuple[str, Path | BytesIO]], *, image_size: i
 
     Raises:
         DataError: At the first that cannot be read, with its name.
+        StorageUnavailable: If the disk, the share or the node fails.
     """
 
     def read(named: tuple[str, Path | BytesIO]) -> NDArray[np.uint8]:

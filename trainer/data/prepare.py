@@ -50,7 +50,8 @@ def prepare(
 
     Raises:
         DataError: If the data set is unknown, absent or broken; names the file or field.
-        StorageUnavailable: If the cache cannot be written, or a bucket does not answer.
+        StorageUnavailable: If the data set cannot be read at present, its bucket does not answer, or the
+            cache cannot be written.
     """
     source = find_source(name, datasets_dir)
     if isinstance(source, BucketSource):
@@ -130,7 +131,10 @@ def _appearing_whole(folder: Path) -> Iterator[Path]:
 
 
 def _decode(source: Source, folder: Path, plan: Plan) -> None:
-    splits = source.open()
+    try:
+        splits = source.open()
+    except OSError as error:
+        raise StorageUnavailable(f"the data set cannot be read at present: {error}") from error
     train, *test = (
         write_shard(folder / f"{part}-00000.raw", split.blocks, image_size=plan.image_size)
         for part, split in (("train", splits.train), ("test", splits.test))
@@ -143,5 +147,5 @@ def _whole(folder: Path) -> Manifest | None:
     """Return the manifest of a data set in the cache, or None if it is absent or its files are not whole."""
     try:
         return read_manifest(FolderFiles(folder))
-    except DataError:
+    except (DataError, StorageUnavailable):
         return None

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from trainer.data.packed_files import PackedFiles
 from trainer.data.source import BLOCK_SIZE, ImageBlocks
-from trainer.errors import DataError
+from trainer.errors import DataError, StorageUnavailable
 
 __all__ = [
     "IMAGE_DIGEST_BYTES",
@@ -81,13 +81,14 @@ def write_shard(
 
     Raises:
         DataError: At an image that cannot be read, with its name.
+        StorageUnavailable: If the images cannot be reached.
         OSError: If the file cannot be written.
     """
     sha256, digests = hashlib.sha256(), bytearray()
     left_out: list[LeftOut] = []
     blocks = _readable(images, image_size, left_out) if leaves_out_unreadable else images(image_size)
     with path.open("wb") as file:  # not mapped: a full disk is an error then, no signal
-        for block in blocks:
+        for block in _reached(blocks):
             content = block.tobytes()
             file.write(content)
             sha256.update(content)
@@ -99,6 +100,14 @@ def write_shard(
         left_out=tuple(left_out),
     )
     return WrittenShard(shard=shard, image_digests=bytes(digests))
+
+
+def _reached(blocks: Iterator[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
+    """Yield the blocks; that one cannot be read is told apart from that it cannot be written."""
+    try:
+        yield from blocks
+    except OSError as error:
+        raise StorageUnavailable(f"the images cannot be read at present: {error}") from error
 
 
 def damaged(name: str, file: str, how: str) -> DataError:

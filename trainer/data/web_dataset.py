@@ -16,7 +16,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.data.files import file_facts, part_files
+from trainer.data.files import file_facts, part_files, raise_if_passing
 from trainer.data.image_folder import SUFFIXES
 from trainer.data.labels import numbered_labels
 from trainer.data.pixels import decoded_blocks
@@ -82,6 +82,7 @@ class WebDatasetSource:
             try:
                 members, labels = _headers(self._root, file)
             except (tarfile.TarError, OSError, EOFError) as error:
+                raise_if_passing(error, name=f"{self._root.name}/{file}")
                 raise DataError(
                     f"{self._root.name}/{file} is no whole, uncompressed tar file: {error}", file=file
                 ) from error

@@ -158,8 +158,10 @@ class SweepDriver:
             is_same = self.sweep.search == "optuna" or planned.get(row.id) == row.params
             if row.state not in ("succeeded", "stopped_early") or not is_same:
                 continue
-            for name in ("encoder.zip", "epochs.json", "complete.json"):  # the marker last, as always
-                self._copy(trial_key(parent.experiment_id, row.id, name), self.document.trial_context(row.id).key(name))
+            theirs, own = trial_key(parent.experiment_id, row.id, ""), self.document.trial_context(row.id).key("")
+            bundles = [key.removeprefix(theirs) for key in self.storage.list(f"{theirs}encoder")]
+            for name in (*bundles, "epochs.json", "complete.json"):  # the marker last, as always
+                self._copy(theirs + name, own + name)
             self.ledger.rows[row.id] = row
 
     def _copy(self, source: str, target: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import json
 from datetime import timedelta
 
 import httpx2
@@ -12,6 +13,7 @@ import pytest
 
 from service.experiment import State
 from tests.harness.http_app import HttpApp, assert_problem, pointers, pretrain_body
+from trainer.context import trial_key
 
 pytestmark = pytest.mark.anyio
 
@@ -204,6 +206,23 @@ async def test_a_succeeded_experiment_shows_its_best_and_offers_its_encoder(serv
     assert encoder.headers["content-type"] == "application/zip"
     listed = (await service.http.get("/encoders")).json()["items"]
     assert [(item["experiment_id"], item["value"]) for item in listed] == [(created["id"], 0.64)]
+
+
+async def test_the_encoder_is_the_one_that_the_trials_marker_names(service: HttpApp) -> None:
+    created = await service.submit()
+    await service.run(created["id"])
+    for name, data in (
+        ("encoder.zip", b"early"),
+        ("encoder-00000002.zip", b"named"),
+        ("encoder-00000003.zip", b"late"),
+    ):
+        service.blobs.write(trial_key(created["id"], "t0000", name), data)
+    bundle = trial_key(created["id"], "t0000", "encoder-00000002.zip")
+    service.blobs.write(trial_key(created["id"], "t0000", "complete.json"), json.dumps({"bundle": bundle}).encode())
+    service.write(created["id"], "complete.json", {"state": "succeeded", "attempt": 1})
+    await service.move(created["id"], State.SUCCEEDED)
+
+    assert (await service.http.get(f"/experiments/{created['id']}/encoder")).content == b"named"
 
 
 async def test_mlflows_silence_hides_numbers_not_experiments(service: HttpApp) -> None:

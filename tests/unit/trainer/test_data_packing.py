@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import tarfile
@@ -29,13 +30,14 @@ from tests.harness.packed_data import (
 )
 from trainer.data.catalogue import describe
 from trainer.data.dataset import Dataset
+from trainer.data.idx import read_idx
 from trainer.data.image_folder import ImageFolderSource
 from trainer.data.packed import verify
 from trainer.data.packing import Packing, Progress, pack, source_at
 from trainer.data.pixels import array_blocks
 from trainer.data.prepare import prepare
 from trainer.data.source import SourceSplit, SourceSplits
-from trainer.errors import DataError
+from trainer.errors import DataError, StorageUnavailable
 
 
 def packed(tmp_path: Path, source: Path | None = None, name: str = "pets", **changes: Any) -> Packing:
@@ -249,6 +251,45 @@ def test_too_little_left_to_train_on_is_refused(tmp_path: Path) -> None:
     for index in range(4):
         (source / "train" / CLASSES[1] / f"{index}.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"without what cannot be read, has classes .* bee \(1\)"):
+        packed(tmp_path, source, leaves_out_unreadable=True)
+
+
+def stale(*_arguments: object, **_options: object) -> Any:
+    raise OSError(errno.ESTALE, "Stale file handle")
+
+
+@pytest.mark.parametrize(
+    ("write", "where"),
+    [(write_parquet, "pyarrow.parquet.ParquetFile"), (write_tar, "trainer.data.web_dataset._headers")],
+)
+def test_a_file_that_cannot_be_reached_at_present_is_no_damaged_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[Path], Path], where: str
+) -> None:
+    source = source_at(write(tmp_path / "pets"))
+    monkeypatch.setattr(where, stale)
+    with pytest.raises(StorageUnavailable, match=r"pets/.* cannot be read at present: Stale file handle"):
+        source.open()
+
+
+def test_a_packed_data_set_that_cannot_be_reached_at_present_is_no_damaged_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("trainer.data.packed_files.FolderFiles.sizes", stale)
+        with pytest.raises(StorageUnavailable, match="pets cannot be read at present"):
+            ready(tmp_path, "pets")
+    monkeypatch.setattr(Path, "read_bytes", stale)
+    with pytest.raises(StorageUnavailable, match=r"pets/manifest\.json cannot be read at present"):
+        ready(tmp_path, "pets")
+    with pytest.raises(StorageUnavailable, match=r"train\.gz cannot be read at present"):
+        read_idx(tmp_path / "train.gz", num_dims=1)
+
+
+def test_an_image_that_cannot_be_reached_is_not_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write_folder(tmp_path / "source")
+    monkeypatch.setattr("PIL.Image.open", stale)
+    with pytest.raises(StorageUnavailable, match="cannot be read at present: Stale file handle"):
         packed(tmp_path, source, leaves_out_unreadable=True)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import os
 import pickle
 import struct
 import zipfile
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +19,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from trainer.data.catalogue import list_datasets
 from trainer.data.dataset import Dataset
 from trainer.data.idx import FashionMnistSource
+from trainer.data.image_folder import FileBlocks, ImageFolderSource
 from trainer.data.prepare import prepare
 from trainer.data.torchvision_folders import CIFAR10, CifarSource, Stl10Source
 from trainer.errors import DataError, StorageUnavailable
@@ -479,3 +483,75 @@ def test_a_cache_that_cannot_be_written_is_no_fault_of_the_data(tmp_path: Path) 
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StorageUnavailable, match="cannot be written"):
         ready("pets", tmp_path, cache_dir=tmp_path / "file" / "cache")
+
+
+# --- what passes ----------------------------------------------------------------------------------
+
+
+def failing(error: OSError) -> Callable[..., Any]:
+    def fail(*_arguments: object, **_options: object) -> Any:
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize("where", ["PIL.Image.open", "trainer.data.pixels.to_square_rgb"])
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EMFILE, errno.EIO, errno.ETIMEDOUT])
+def test_an_image_that_cannot_be_reached_is_no_bad_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, number: int
+) -> None:
+    write_folder(tmp_path / "pets")
+    monkeypatch.setattr(where, failing(OSError(number, os.strerror(number))))
+    with pytest.raises(StorageUnavailable, match=rf"pets/train/class\d/\d.png cannot .* {os.strerror(number)}"):
+        ready("pets", tmp_path)
+
+
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.EACCES])
+def test_an_image_that_nobody_may_read_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    write_folder(tmp_path / "pets")
+    monkeypatch.setattr("PIL.Image.open", failing(OSError(number, os.strerror(number))))
+    with pytest.raises(DataError, match=rf"pets/train/class\d/\d.png cannot be read: {os.strerror(number)}"):
+        ready("pets", tmp_path)
+
+
+def test_a_damaged_image_that_sends_its_decoder_nowhere_is_a_bad_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_folder(tmp_path / "pets")
+    monkeypatch.setattr("PIL.Image.open", failing(OSError(errno.EINVAL, "Invalid argument")))
+    with pytest.raises(DataError, match="is no image that can be read"):
+        ready("pets", tmp_path)
+
+
+@pytest.mark.parametrize("where", ["zipfile.ZipFile", "numpy.load"])
+def test_an_array_file_that_cannot_be_reached_is_not_damaged_and_listed_with_its_problem(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    write_folder(tmp_path / "pets")
+    np.savez(tmp_path / "digital.npz", **GOOD)
+    monkeypatch.setattr(where, failing(OSError(errno.EIO, "Input/output error")))
+    with pytest.raises(StorageUnavailable, match=r"digital.npz cannot be read at present: Input/output error"):
+        ready("digital", tmp_path)
+    problems = {info.name: info.problem for info in list_datasets(tmp_path)}
+    assert problems["pets"] is None
+    assert "digital.npz cannot be read at present" in str(problems["digital"])
+
+
+def test_a_folder_that_cannot_be_reached_is_no_fault_of_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_folder(tmp_path / "pets")
+
+    def fail(*_arguments: object) -> Iterator[Any]:
+        yield from ()
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FileBlocks, "__call__", fail)
+        with pytest.raises(StorageUnavailable, match=r"the images cannot be read at present: .*Input/output error"):
+            ready("pets", tmp_path)
+    monkeypatch.setattr(ImageFolderSource, "open", failing(OSError(errno.EIO, "Input/output error")))
+    with pytest.raises(StorageUnavailable, match=r"the data set cannot be read at present: .*Input/output error"):
+        ready("pets", tmp_path)

@@ -78,4 +78,4 @@ def test_a_trial_that_is_stopped_ends_at_that_epoch_and_leaves_no_encoder(tmp_pa
     assert len(heard) == 1
     assert max(series(context, "loss")) == heard[0].step
     trial = TrialContext.model_validate(context)
-    assert open_storage(trial.storage).list(trial.key("encoder.zip")) == []
+    assert open_storage(trial.storage).list(trial.key("encoder")) == []

@@ -153,4 +153,16 @@ def test_a_supervised_run_is_trained_and_evaluated_as_another(tmp_path: Path, da
     assert losses[40] < 0.8 * losses[1]
     assert list(series(context, "knn_accuracy"))[-1] == 40
     assert series(context, "contrastive_accuracy") == series(context, "alignment") == {}
-    assert list(tmp_path.rglob("encoder.zip"))
+    assert list(tmp_path.rglob("encoder-*.zip"))
+
+
+def test_one_validation_image_has_no_pair_to_spread(tmp_path: Path) -> None:
+    np.savez(tmp_path / "four.npz", train_images=np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), np.uint8))
+    four = prepare("four", image_size=16, cache_dir=tmp_path / "c", datasets_dir=tmp_path, validation_ratio=0.1)
+    assert len(four.validation) == 1
+    spec = PretrainSpec.model_validate(SPEC | {"data": {"dataset": "four", "image_size": 16}, "batch_size": 2})
+    learner = prepare_learner(spec, num_classes=None, team=Team(), dtype=torch.float32)
+    metrics = Evaluation(spec, four, Team(), Precision(name="float32", device_type="cpu")).online(learner)
+    assert "alignment" in metrics
+    assert "uniformity" not in metrics
+    assert np.isfinite(list(metrics.values())).all()

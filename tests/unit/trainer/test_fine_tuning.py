@@ -248,7 +248,7 @@ def test_a_run_paused_while_fine_tuning_evaluates_anew_when_it_goes_on(
     context = trial_context(tmp_path, datasets_dir, attempt=2)
     train_trial(Team(), spec, context)
     assert list(series(context, "fine_tuned_accuracy")) == [9]
-    assert list(tmp_path.rglob("encoder.zip"))
+    assert list(tmp_path.rglob("encoder-*.zip"))
 
 
 def test_a_rate_that_diverges_is_named_and_costs_no_run(shapes: Dataset, caplog: pytest.LogCaptureFixture) -> None:

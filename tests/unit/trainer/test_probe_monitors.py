@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import time
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -86,6 +88,35 @@ def test_mcnemar_is_symmetric_and_a_probability(rows: list[tuple[int, int, int]]
     one, other = mcnemar(first, second, labels=labels), mcnemar(second, first, labels=labels)
     assert (one.p_exact, one.p_mid) == (other.p_exact, other.p_mid)
     assert 0 < one.p_mid <= one.p_exact <= 1
+
+
+def of_pairs(only_first: int, only_second: int) -> McNemar:
+    """Return the comparison of two classifiers of which so many images are classified rightly by one alone."""
+    labels = np.zeros(only_first + only_second, np.int64)
+    first = np.repeat(np.array([0, 1]), [only_first, only_second])
+    return mcnemar(first, 1 - first, labels=labels)
+
+
+@pytest.mark.parametrize("num_pairs", [1, 2, 3, 10, 101, 1000, 2001])
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.3, 0.45, 0.49, 0.5])
+def test_mcnemar_is_the_sum_of_the_binomials_exact_terms(num_pairs: int, share: float) -> None:
+    fewer = int(share * num_pairs)
+    two_tails = float(Fraction(2 * sum(math.comb(num_pairs, count) for count in range(fewer + 1)), 2**num_pairs))
+    seen = float(Fraction(math.comb(num_pairs, fewer), 2**num_pairs))
+    found = of_pairs(fewer, num_pairs - fewer)
+    assert found.p_exact == pytest.approx(min(1.0, two_tails), rel=1e-12, abs=1e-300)
+    assert found.p_mid == pytest.approx(min(1.0, two_tails - seen), rel=1e-12, abs=1e-300)
+
+
+@pytest.mark.parametrize("deviations", [0.0, 0.5, 2.0, 5.0])
+def test_a_million_pairs_are_compared_at_once_and_as_the_normal_distribution_has_it(deviations: float) -> None:
+    fewer = 500_000 - round(500 * deviations)  # the standard deviation is 500
+    began_s = time.perf_counter()
+    found = of_pairs(fewer, 1_000_000 - fewer)
+    assert time.perf_counter() - began_s < 5, "the sum of exact terms takes hours"
+    assert found.p_mid == pytest.approx(math.erfc(deviations / math.sqrt(2)), rel=1e-4)
+    assert found.p_mid <= found.p_exact <= 1
+    assert of_pairs(0, 1_000_000).p_exact == 0  # below what a float holds
 
 
 def test_vectors_of_unequal_length_are_refused() -> None:

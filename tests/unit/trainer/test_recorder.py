@@ -104,6 +104,33 @@ def test_only_the_senders_thread_of_a_run_talks_to_mlflow(
     assert list(series(context, "loss")) == list(range(1, 9))
 
 
+def test_each_start_says_of_itself_what_it_is_wherever_it_begins(tmp_path: Path) -> None:
+    beginnings = [(0, 4, 1e-14), (0, 2, 1e-3), (500, 3, 2e-14), (300, 2, 3e-14)]
+    for step, workers, parity in beginnings:  # none got to a checkpoint; the last went back to an older one
+        pen = recorder(tmp_path, None)
+        pen.start()
+        pen.start_metrics(step, {"parity_error": parity, "num_workers": workers})
+        pen.close(drain_s=0)
+    found = recorder(tmp_path, None).series("parity_error", "num_workers")
+    assert found["num_workers"] == [(1, 4), (2, 2), (500, 3), (501, 2)]
+    assert [value for _, value in found["parity_error"]] == [parity for _, _, parity in beginnings]
+
+
+def test_two_starts_of_a_run_at_one_step_are_both_told(
+    tmp_path: Path, datasets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_arguments: object) -> None:
+        raise RuntimeError("before its first checkpoint")
+
+    monkeypatch.setattr("trainer.loop.Run._train", die)
+    spec = {"data": {"dataset": "shapes", "image_size": 16}, "encoder": {"name": "resnet8"}, "batch_size": 48}
+    for attempt in (1, 2):
+        context = trial_context(tmp_path / "run", datasets_dir, attempt=attempt)
+        with pytest.raises(RuntimeError, match="before its first checkpoint"):
+            train_trial(Team(), spec, context)
+    assert list(series(context, "num_workers")) == list(series(context, "parity_error")) == [1, 2]
+
+
 def test_series_are_those_since_the_first_start(tmp_path: Path) -> None:
     pen = recorder(tmp_path, None)
     pen.metrics(1, {"loss": 3.0, "lr": 0.1})

@@ -12,7 +12,7 @@ import torch
 from tests.fakes.blobs import HeldStorage, LosableStorage
 from trainer.checkpoint import Checkpoint, CheckpointStore
 from trainer.context import TrialContext
-from trainer.errors import StorageUnavailable
+from trainer.errors import StorageUnavailable, Superseded
 from trainer.mlflow_runs import RunDescription
 from trainer.scribe import Scribe
 from trainer.storage import open_storage
@@ -51,6 +51,38 @@ def test_a_superseded_start_can_be_closed(tmp_path: Path) -> None:
     old.close()
     new.close()
     assert kept(tmp_path) == []
+
+
+def test_a_superseded_start_leaves_the_products_of_its_successor_as_they_are(tmp_path: Path) -> None:
+    old = begun(tmp_path)  # and has no points, which would ask whose the trial is
+    new = begun(tmp_path)
+    key = new.product("encoder.zip", b"of the owner")
+    new.artifact("encoder/encoder.json", b"of the owner")
+    with pytest.raises(Superseded):
+        old.product("encoder.zip", b"of who was thought dead")
+    new.close()
+    with pytest.raises(Superseded):
+        old.artifact("encoder/encoder.json", b"of who was thought dead")
+    old.close()
+    assert old.storage.read(key) == b"of the owner"
+    assert [old.storage.read(key) for key in old.storage.list(old.context.key("artifacts/"))] == [b"of the owner"]
+
+
+def test_a_write_under_way_as_its_start_is_superseded_harms_nothing_of_its_successor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = begun(tmp_path), begun(tmp_path)
+    key = new.product("encoder.zip", b"of the owner")
+    new.artifact("encoder/encoder.json", b"of the owner")
+    new.close()
+    with monkeypatch.context() as patch:
+        patch.setattr("trainer.fence.Fence.check", lambda _: None)  # asked before, and frozen since
+        assert old.product("encoder.zip", b"of who was thought dead") != key
+        old.artifact("encoder/encoder.json", b"of who was thought dead")
+    old.close()
+    assert old.storage.read(key) == b"of the owner"
+    artifacts = old.storage.list(old.context.key("artifacts/"))
+    assert old.storage.read(artifacts[-1]) == b"of the owner"
 
 
 def test_one_that_never_began_can_be_closed(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from trainer.context import JobDocument, ParentTrial, TrialContext, experiment_key
+from trainer.context import JobDocument, ParentTrial, TrialContext, bundle_key, experiment_key
 from trainer.errors import Stopped, Superseded
 from trainer.storage import DirectoryStorage
 from trainer.trial_table import TrialRow, read_trial_table, write_trial_table
@@ -172,8 +172,9 @@ def test_a_continued_sweep_takes_over_what_is_the_same_trial(tmp_path: Path, sto
     parent = document(tmp_path)
     driver = SweepDriver(complete(SWEEP), parent, storage)
     for trial in ("t0000", "t0001"):
-        leave_marker(parent, storage, trial, metrics={"knn_accuracy": 0.5})
-        storage.write(parent.trial_context(trial).key("encoder.zip"), b"bundle")
+        bundle = parent.trial_context(trial).key("encoder-00000002.zip")
+        leave_marker(parent, storage, trial, metrics={"knn_accuracy": 0.5}, bundle=bundle)
+        storage.write(bundle, b"bundle")
     SweepDriver(complete(SWEEP), document(tmp_path, attempt=2), storage)
     assert driver.sweep == complete(SWEEP)
     changed = {"loss.temperature": {"choice": [0.1, 0.5]}, "epochs": {"choice": [1, 3]}}
@@ -186,7 +187,8 @@ def test_a_continued_sweep_takes_over_what_is_the_same_trial(tmp_path: Path, sto
     )
     continued = SweepDriver(complete(other), child, storage)
     assert [row.state for row in continued.ledger.rows.values()] == ["succeeded", "pending", "pending", "pending"]
-    assert storage.read(child.trial_context("t0000").key("encoder.zip")) == b"bundle"
+    marker = json.loads(storage.read(child.trial_context("t0000").key("complete.json")))
+    assert storage.read(bundle_key("exp_2", "t0000", marker)) == b"bundle"
     assert continued.context("t0001").parent == ParentTrial(experiment_id="exp_1", trial_id="t0001")
 
 
