@@ -1,7 +1,8 @@
 """The referee of a sweep: hears each trial's epochs and says whether the trial should stop.
 
-One per sweep, as a Ray actor that every trial can ask. What it heard is in storage before it
-answers, so it knows as much after a restart as before.
+One per sweep, as a Ray actor that every trial can ask. What it heard and what it said to it are in
+storage before it answers, so after a restart it knows as much and says the same: a trial that hears
+nothing of its answer, since it died meanwhile, is told it again.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 from trainer.context import trial_key
 from trainer.epoch_report import EpochReport
 from trainer.storage import BlobMissing, open_storage
+from trainer.trial_table import read_trial_table
 from tune_spaces.driver.scheduler import Record, should_stop
 from tune_spaces.spec import SweepSpec
 
@@ -25,8 +27,11 @@ logger = logging.getLogger(__name__)
 FILE = "epochs.json"
 
 
+_Said = tuple[int, float, bool]  # (epoch from 1, value, whether the trial was told to stop), ascending
+
+
 class Referee:
-    """Keeps the history of every trial by epoch, and decides by it."""
+    """Keeps the history of every trial by epoch, and decides by it; what was decided once stays."""
 
     def __init__(
         self, *, sweep: Mapping[str, Any], storage: str, experiment_id: str, epochs: Mapping[str, int]
@@ -34,29 +39,47 @@ class Referee:
         self._sweep = SweepSpec.model_validate(sweep)
         self._storage = open_storage(storage)
         self._experiment_id = experiment_id
-        self._epochs = dict(epochs)
-        self._records: dict[str, list[Record]] = {trial: self._read(trial) for trial in epochs}
+        self._epochs = {**self._suggested(), **epochs}
+        self._records: dict[str, list[_Said]] = {trial: self._read(trial) for trial in self._epochs}
 
     def report(self, trial: str, epochs: int, epoch: int, metrics: Mapping[str, float]) -> bool:
-        """Return whether the trial should stop; an epoch heard again, after a restart, counts once."""
-        value = metrics.get(self._sweep.metric)
-        if value is None:
-            return False
+        """Return whether the trial should stop; an epoch heard again, after a restart, is answered as before."""
         self._epochs[trial] = epochs
-        records = self._records.setdefault(trial, [])
-        if not records or epoch > records[-1][0]:
-            records.append((epoch, value))
-            self._write(trial)
-        cohort = {other: found for other, found in self._records.items() if self._epochs.get(other) == epochs}
-        heard = {**cohort, trial: [record for record in records if record[0] <= epoch]}
-        scheduler, mode = self._sweep.scheduler, self._sweep.mode
-        return should_stop(scheduler, trial=trial, epochs=epochs, cohort=heard, mode=mode)
+        if trial not in self._records:
+            self._records[trial] = self._read(trial)
+        records = self._records[trial]
+        if any(is_stop and epoch >= told for told, _, is_stop in records):
+            return True
+        value = metrics.get(self._sweep.metric)
+        if value is None or (records and epoch <= records[-1][0]):
+            return False
+        is_stop = self._decide(trial, epochs, (epoch, value))
+        records.append((epoch, value, is_stop))
+        self._write(trial)
+        return is_stop
 
-    def _read(self, trial: str) -> list[Record]:
+    def _decide(self, trial: str, epochs: int, newest: Record) -> bool:
+        cohort = {
+            other: [(epoch, value) for epoch, value, _ in records]
+            for other, records in self._records.items()
+            if self._epochs[other] == epochs
+        }
+        cohort[trial].append(newest)
+        scheduler, mode = self._sweep.scheduler, self._sweep.mode
+        return should_stop(scheduler, trial=trial, epochs=epochs, cohort=cohort, mode=mode)
+
+    def _suggested(self) -> dict[str, int]:
+        """Return the epochs of the trials in the table: those suggested since the driver started are there alone."""
+        rows = read_trial_table(self._storage, self._experiment_id)
+        return {row.id: row.params.get("epochs", self._sweep.base_spec().epochs) for row in rows}
+
+    def _read(self, trial: str) -> list[_Said]:
         try:
-            return [(epoch, value) for epoch, value in json.loads(self._storage.read(self._key(trial)))]
+            entries = json.loads(self._storage.read(self._key(trial)))
         except BlobMissing:
             return []
+        # Entries of two items are of a version that kept no decisions: whoever it told to stop has ended.
+        return [(epoch, value, any(decision)) for epoch, value, *decision in entries]
 
     def _write(self, trial: str) -> None:
         try:

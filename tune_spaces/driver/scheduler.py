@@ -1,7 +1,7 @@
 """Stopping a trial early, as a decision on what the trials have shown so far.
 
-A decision is a function of the recorded epochs alone, so a sweep that starts again decides as
-the one before would have. A trial is compared with its cohort only: trials of as many epochs,
+A decision is a function of the epochs recorded so far alone; as more come in it may become another
+one, so the referee keeps each with the epoch that it was about. A trial is compared with its cohort only: trials of as many epochs,
 whose learning rates are at the same place of the same schedule.
 """
 

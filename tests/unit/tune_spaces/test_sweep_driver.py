@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from trainer.context import JobDocument, ParentTrial, TrialContext, bundle_key, experiment_key
+from trainer.context import JobDocument, ParentTrial, TrialContext, bundle_key, experiment_key, trial_key
 from trainer.errors import Stopped, Superseded
 from trainer.storage import DirectoryStorage
 from trainer.trial_table import TrialRow, read_trial_table, write_trial_table
@@ -283,6 +283,49 @@ def test_the_referee_knows_after_a_restart_what_it_heard_before(tmp_path: Path) 
     assert second.report("b", 9, 1, {"knn_accuracy": 0.4})
     assert second.report("b", 9, 1, {"knn_accuracy": 0.9}), "an epoch heard again counts as it was first"
     assert not second.report("c", 27, 1, {"knn_accuracy": 0.1}), "another schedule is another cohort"
+
+
+def asha_referee(tmp_path: Path, trials: str = "abcde") -> Referee:
+    asked = {"base": {"data": {"dataset": "digits"}, "epochs": 9}, "space": SPACE, "scheduler": "asha"}
+    sweep = resolve(SweepSpec.model_validate(asked))
+    return Referee(
+        sweep=sweep, storage=str(tmp_path / "storage"), experiment_id="exp_1", epochs=dict.fromkeys(trials, 9)
+    )
+
+
+def test_what_the_referee_said_once_it_says_again_after_a_restart(tmp_path: Path) -> None:
+    first = asha_referee(tmp_path)
+    assert not first.report("a", 9, 1, {"knn_accuracy": 0.5})
+    for trial, value in (("b", 0.51), ("c", 0.52), ("d", 0.53)):
+        first.report(trial, 9, 1, {"knn_accuracy": value})
+    assert first.report("e", 9, 1, {"knn_accuracy": 0.1})
+    second = asha_referee(tmp_path)
+    assert not second.report("a", 9, 1, {"knn_accuracy": 0.5}), "it went on, and better ones behind it change nothing"
+    assert second.report("e", 9, 2, {"knn_accuracy": 0.9}), "it died before it ended, and epoch 2 is no rung"
+    assert second.report("e", 9, 3, {"loss": 1.0})
+
+
+def test_the_referee_of_a_suggested_search_starts_again_with_all_it_heard(
+    tmp_path: Path, storage: DirectoryStorage
+) -> None:
+    rows = [TrialRow(id="a", params={"epochs": 9}), TrialRow(id="b", params={"loss.temperature": 0.5})]
+    first = asha_referee(tmp_path, trials="")
+    write_trial_table(storage, "exp_1", rows)
+    first.report("a", 9, 1, {"knn_accuracy": 0.9})
+    first.report("a", 9, 2, {"knn_accuracy": 0.9})
+    assert asha_referee(tmp_path, trials="").report("b", 9, 1, {"knn_accuracy": 0.1}), "worse than one it heard before"
+    third = asha_referee(tmp_path, trials="")
+    third.report("a", 9, 4, {"knn_accuracy": 0.9})
+    assert [epoch for epoch, *_ in json.loads(storage.read(trial_key("exp_1", "a", "epochs.json")))] == [1, 2, 4]
+
+
+def test_the_referee_reads_epochs_that_were_kept_without_a_decision(tmp_path: Path, storage: DirectoryStorage) -> None:
+    storage.write(trial_key("exp_1", "a", "epochs.json"), b"[[1, 0.5]]")
+    referee = asha_referee(tmp_path)
+    assert referee.report("b", 9, 1, {"knn_accuracy": 0.4})
+    assert not referee.report("a", 9, 1, {"knn_accuracy": 0.5})
+    referee.report("a", 9, 2, {"knn_accuracy": 0.5})
+    assert json.loads(storage.read(trial_key("exp_1", "a", "epochs.json"))) == [[1, 0.5, False], [2, 0.5, False]]
 
 
 def test_the_referee_stops_by_the_median_of_what_the_others_have_shown(tmp_path: Path) -> None:
