@@ -63,8 +63,16 @@ class Ledger:
         """Enter that a trial runs."""
         self._change(trial_id, state="running", attempt=self._document.attempt)
 
-    def finish(self, trial_id: str, result: TrialResult, *, metrics: dict[str, float], metric: str) -> None:
-        """Enter how a trial ended, with the last value of each metric."""
+    def finish(
+        self,
+        trial_id: str,
+        result: TrialResult,
+        *,
+        metrics: dict[str, float],
+        metric: str,
+        reason: dict[str, Any] | None = None,
+    ) -> None:
+        """Enter how a trial ended, with the last value of each metric; `reason` is that of one a limit ended."""
         value = metrics.get(metric, math.nan)
         best = {"metric": metric, "value": value, "step": result.step} if math.isfinite(value) else None
         self._change(
@@ -74,6 +82,7 @@ class Ledger:
             best=best,
             attempt=result.attempt,
             mlflow_run_id=result.mlflow_run_id,
+            reason=reason,
         )
 
     def fail(self, trial_id: str, reason: dict[str, Any]) -> None:

@@ -15,12 +15,12 @@ from typing import Any
 
 from trainer.context import trial_key
 from trainer.epoch_report import EpochReport
-from trainer.storage import BlobMissing, open_storage
+from trainer.storage import BlobMissing, Storage, open_storage
 from trainer.trial_table import read_trial_table
 from tune_spaces.driver.scheduler import Record, should_stop
 from tune_spaces.spec import SweepSpec
 
-__all__ = ["AskReferee", "Referee"]
+__all__ = ["AskReferee", "Referee", "told_to_stop"]
 
 logger = logging.getLogger(__name__)
 
@@ -74,12 +74,7 @@ class Referee:
         return {row.id: row.params.get("epochs", self._sweep.base_spec().epochs) for row in rows}
 
     def _read(self, trial: str) -> list[_Said]:
-        try:
-            entries = json.loads(self._storage.read(self._key(trial)))
-        except BlobMissing:
-            return []
-        # Entries of two items are of a version that kept no decisions: whoever it told to stop has ended.
-        return [(epoch, value, any(decision)) for epoch, value, *decision in entries]
+        return _read(self._storage, self._key(trial))
 
     def _write(self, trial: str) -> None:
         try:
@@ -105,3 +100,17 @@ class AskReferee:
 
         answer = self.referee.report.remote(self.trial, self.epochs, report.epoch, report.metrics)
         return bool(ray.get(answer))
+
+
+def told_to_stop(storage: Storage, experiment_id: str, trial: str) -> bool:
+    """Return whether the referee ended a trial: otherwise one that was stopped early was ended by a limit."""
+    return any(is_stop for _, _, is_stop in _read(storage, trial_key(experiment_id, trial, FILE)))
+
+
+def _read(storage: Storage, key: str) -> list[_Said]:
+    try:
+        entries = json.loads(storage.read(key))
+    except BlobMissing:
+        return []
+    # Entries of two items are of a version that kept no decisions: whoever it told to stop has ended.
+    return [(epoch, value, any(decision)) for epoch, value, *decision in entries]

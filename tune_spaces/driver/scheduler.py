@@ -1,8 +1,8 @@
 """Stopping a trial early, as a decision on what the trials have shown so far.
 
 A decision is a function of the epochs recorded so far alone; as more come in it may become another
-one, so the referee keeps each with the epoch that it was about. A trial is compared with its cohort only: trials of as many epochs,
-whose learning rates are at the same place of the same schedule.
+one, so the referee keeps each with the epoch that it was about. A trial is compared with its cohort
+only: trials of as many epochs, whose learning rates are at the same place of the same schedule.
 """
 
 from __future__ import annotations

@@ -89,12 +89,13 @@ class SuggestedSupply:
         self._replay(sweep, rows, done)
 
     def _replay(self, sweep: SweepSpec, rows: Mapping[str, TrialRow], done: frozenset[str]) -> None:
-        suggested = [row for row in rows.values() if row.state != "pending" or row.params]
-        for row in suggested[:: len(sweep.seeds)]:
-            self._study.enqueue_trial(_to_optuna(sweep.axes(), row.params))
+        params = {self._sample(row.id): row.params for row in rows.values()}
+        for sample in range(max(params, default=-1) + 1):
+            if sample in params:  # of one that is missing from the table another is suggested
+                self._study.enqueue_trial(_to_optuna(sweep.axes(), params[sample]))
             self._ask()
         self._left = deque(trial for trial in self._trials if trial.id not in done)
-        for row in suggested:
+        for row in rows.values():
             if row.id in done:
                 value = (row.best or {}).get("value") if row.state == "succeeded" else None
                 self.tell(row.id, value)
@@ -112,7 +113,7 @@ class SuggestedSupply:
         """Learn the mean over seeds once all of a point have ended; a point without a value is set aside."""
         num_seeds = len(self._sweep.seeds)
         self._values[trial_id] = value
-        sample = int(trial_id.removeprefix("t")) // num_seeds
+        sample = self._sample(trial_id)
         siblings = [trial.id for trial in self._trials[sample * num_seeds : (sample + 1) * num_seeds]]
         if all(sibling in self._values for sibling in siblings):
             values = [found for sibling in siblings if (found := self._values[sibling]) is not None]
@@ -120,6 +121,10 @@ class SuggestedSupply:
                 self._study.tell(self._asked[sample], sum(values) / len(values))
             else:
                 self._study.tell(self._asked[sample], state=self._pruned)
+
+    def _sample(self, trial_id: str) -> int:
+        """Return the number of a trial's point."""
+        return int(trial_id.removeprefix("t")) // len(self._sweep.seeds)
 
     def _ask(self) -> list[PlannedTrial]:
         suggestion = self._study.ask()

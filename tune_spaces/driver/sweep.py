@@ -10,6 +10,7 @@ import json
 import logging
 import threading
 from collections.abc import Mapping
+from typing import Any
 
 from trainer.context import JobDocument, ParentTrial, TrialContext, experiment_key, trial_key
 from trainer.errors import Stopped
@@ -24,6 +25,7 @@ from tune_spaces.driver.ending import end_of
 from tune_spaces.driver.last_values import last_values
 from tune_spaces.driver.ledger import DONE, Ledger
 from tune_spaces.driver.outcome import Outcome, RunTrials
+from tune_spaces.driver.referee import told_to_stop
 from tune_spaces.driver.supply import TrialSupply, open_supply
 from tune_spaces.errors import SweepInterrupted
 from tune_spaces.plan import planned_trials
@@ -109,7 +111,7 @@ class SweepDriver:
             reached = f"limits.max_trials = {most} were run"
         if reached is not None and (left := self._num_left()):
             self.limit = f"{reached}: {left} of {total} trials were left out"
-            self.ledger.leave_out({"code": "limit_reached", "message": reached, "retryable": False})
+            self.ledger.leave_out(_limit_reached(reached))
 
     def context(self, trial_id: str) -> TrialContext:
         """Return the context of a trial; one that continues another sweep starts from its namesake."""
@@ -144,25 +146,43 @@ class SweepDriver:
         result = finished_trial(context)
         if result is not None:
             metrics = last_values(self.storage, context, result)
-            self.ledger.finish(trial_id, result, metrics=metrics, metric=self.sweep.metric)
+            reason = self._why_ended(trial_id) if result.state == "stopped_early" else None
+            self.ledger.finish(trial_id, result, metrics=metrics, metric=self.sweep.metric, reason=reason)
         return result is not None
 
+    def _why_ended(self, trial_id: str) -> dict[str, Any] | None:
+        """Return the reason of a trial that a limit stopped early, None of one that the scheduler did."""
+        reached = self.budget.reached
+        if reached is None or told_to_stop(self.storage, self.document.experiment_id, trial_id):
+            return None
+        return _limit_reached(reached)
+
     def _adopt_parent(self) -> None:
-        """Take over what the continued sweep has finished: the same ids, with markers and encoders."""
+        """Take over the trials of the continued sweep under the same ids: what ended for good with marker and encoder.
+
+        The others, those that failed or that a limit ended among them, are to be run again, from
+        their last checkpoint where there is one; their params and epochs stay what they were.
+        """
         parent = self.document.parent
         if parent is None or self.ledger.rows:
             return
         planned = {trial.id: trial.params for trial in planned_trials(self.sweep)}
         for row in read_trial_table(self.storage, parent.experiment_id):
             # A trial that is another one here, since the space changed before it, starts anew.
-            is_same = self.sweep.search == "optuna" or planned.get(row.id) == row.params
-            if row.state not in ("succeeded", "stopped_early") or not is_same:
+            if self.sweep.search != "optuna" and planned.get(row.id) != row.params:
                 continue
+            is_final = self._is_final(row)
             theirs, own = trial_key(parent.experiment_id, row.id, ""), self.document.trial_context(row.id).key("")
             bundles = [key.removeprefix(theirs) for key in self.storage.list(f"{theirs}encoder")]
-            for name in (*bundles, "epochs.json", "complete.json"):  # the marker last, as always
+            names = (*bundles, "epochs.json", "complete.json") if is_final else ("epochs.json",)
+            for name in names:  # the marker last, as always
                 self._copy(theirs + name, own + name)
-            self.ledger.rows[row.id] = row
+            self.ledger.rows[row.id] = row if is_final else TrialRow(id=row.id, params=row.params)
+
+    def _is_final(self, row: TrialRow) -> bool:
+        if row.state == "stopped_early":  # fifo stops none: what it has was ended by a limit, said or not
+            return self.sweep.scheduler != "fifo" and row.reason is None
+        return row.state == "succeeded"
 
     def _copy(self, source: str, target: str) -> None:
         try:
@@ -213,6 +233,10 @@ class SweepDriver:
         except (BlobMissing, OSError, ValueError):
             return None  # none was written, or storage is away: asked again soon
         return str(wish["kind"]) if wish.get("attempt") == self.document.attempt else None
+
+
+def _limit_reached(words: str) -> dict[str, Any]:
+    return {"code": "limit_reached", "message": words, "retryable": False}
 
 
 def _owing_nothing(marker: bytes) -> bytes:

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 
 from tests.fakes.clock import Clock
-from trainer.context import JobDocument, TrialContext, experiment_key
+from trainer.context import JobDocument, ParentTrial, TrialContext, experiment_key, trial_key
 from trainer.epoch_report import EpochReport
 from trainer.storage import DirectoryStorage
 from trainer.trial_table import read_trial_table
 from tune_spaces.driver.budget import Budget, EpochWatch
 from tune_spaces.driver.outcome import Outcome
 from tune_spaces.driver.supply import TrialSupply
-from tune_spaces.driver.sweep import run_sweep
+from tune_spaces.driver.sweep import SweepDriver, run_sweep
 from tune_spaces.spec import SweepLimits, SweepSpec, resolve
 
 BASE = {"data": {"dataset": "digits"}, "batch_size": 64, "epochs": 4}
@@ -127,6 +127,39 @@ def test_a_limit_that_was_reached_holds_for_the_attempts_behind(tmp_path: Path, 
     assert (end.state, end.best) == ("failed", None)
     assert end.reason is not None
     assert end.reason["code"] == "limit_reached"
+
+
+@pytest.mark.parametrize("scheduler", ["fifo", "asha"])
+def test_a_continuation_finishes_what_a_limit_ended_and_keeps_what_the_scheduler_ended(
+    tmp_path: Path, storage: DirectoryStorage, scheduler: str
+) -> None:
+    cut = document(tmp_path, max_images=1)
+    cut = cut.model_copy(update={"spec": {**cut.spec, "scheduler": scheduler}})
+    run_sweep(cut, storage, run_trials=one_by_one)
+    row = read_trial_table(storage, "exp_1")[0]
+    assert row.state == "stopped_early"
+    assert row.reason is not None
+    assert row.reason["code"] == "limit_reached"
+    longer = document(tmp_path).model_copy(
+        update={"experiment_id": "exp_2", "parent": ParentTrial(experiment_id="exp_1", trial_id="t0000")}
+    )
+    longer.spec["scheduler"] = scheduler
+    run_sweep(longer, storage, run_trials=one_by_one)
+    assert [row.state for row in read_trial_table(storage, "exp_2")] == ["succeeded"] * 4
+
+
+def test_a_continuation_keeps_what_the_scheduler_stopped(tmp_path: Path, storage: DirectoryStorage) -> None:
+    first = document(tmp_path)
+    first.spec["scheduler"] = "asha"
+    SweepDriver(SweepSpec.model_validate(first.spec), first, storage)
+    storage.write(trial_key("exp_1", "t0000", "epochs.json"), b"[[1, 0.1, true]]")
+    marker = {"state": "stopped_early", "step": 9, "attempt": 1, "metrics": {}}
+    storage.write(trial_key("exp_1", "t0000", "complete.json"), json.dumps(marker).encode())
+    run_sweep(first, storage, run_trials=one_by_one)
+    assert read_trial_table(storage, "exp_1")[0].reason is None
+    parent = ParentTrial(experiment_id="exp_1", trial_id="t0000")
+    run_sweep(first.model_copy(update={"experiment_id": "exp_2", "parent": parent}), storage, run_trials=must_not_run)
+    assert [row.state for row in read_trial_table(storage, "exp_2")] == ["stopped_early"] + ["succeeded"] * 3
 
 
 def must_not_run(*_: Any, **__: Any) -> None:

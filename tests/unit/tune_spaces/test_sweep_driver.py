@@ -205,6 +205,49 @@ def test_an_adopted_trial_owes_mlflow_nothing_of_its_own(tmp_path: Path, storage
     assert json.loads(storage.read(child.trial_context("t0001").key("complete.json")))["is_recorded"]
 
 
+@pytest.mark.parametrize("seeds", [(0,), (0, 1)])
+@pytest.mark.parametrize("failed", ["t0000", "t0001", "t0003"])
+def test_a_continued_suggested_sweep_keeps_each_result_with_its_trial(
+    tmp_path: Path, storage: DirectoryStorage, seeds: tuple[int, ...], failed: str
+) -> None:
+    space = {"optim.base_lr": {"loguniform": [0.01, 10.0]}}
+    asked = {"base": {"data": {"dataset": "digits"}}, "search": "optuna", "seeds": seeds, "space": space}
+    sweep = SweepSpec.model_validate({**asked, "num_samples": 4})
+    longer = SweepSpec.model_validate({**asked, "num_samples": 6})
+    told: list[tuple[str, dict[str, Any]]] = []
+
+    def run(
+        _sweep: SweepSpec,
+        job: JobDocument,
+        supply: TrialSupply,
+        *,
+        on_start: Callable[[str], None],
+        on_end: Callable[[Outcome], None],
+        **_: Any,
+    ) -> None:
+        while (trial := supply.take()) is not None:
+            on_start(trial.id)
+            told.append((trial.id, trial.params))
+            if trial.id == failed and job.experiment_id == "exp_1":
+                reason = {"code": "non_finite_loss", "message": "nan", "retryable": False}
+                on_end(Outcome(trial=trial.id, state="failed", reason=reason))
+                continue
+            leave_marker(job, storage, trial.id, metrics={"knn_accuracy": trial.spec.optim.base_lr})
+            on_end(Outcome(trial=trial.id, state="ended"))
+
+    run_sweep(document(tmp_path, spec=resolve(sweep)), storage, run_trials=run)
+    before = dict(told)
+    told.clear()
+    parent = ParentTrial(experiment_id="exp_1", trial_id="t0000")
+    run_sweep(document(tmp_path, experiment_id="exp_2", spec=resolve(longer), parent=parent), storage, run_trials=run)
+    after = table(storage, "exp_2")
+    ids = [f"t{index:04d}" for index in range(6 * len(seeds))]
+    assert list(after) == ids
+    assert [trial for trial, _ in told] == [failed, *ids[4 * len(seeds) :]], "what failed is tried again, and the rest"
+    assert {trial: after[trial].params for trial in before} == before
+    assert all(one.best is not None and one.best["value"] == one.params["optim.base_lr"] for one in after.values())
+
+
 def row(trial: str, state: Any, value: float | None = None, message: str = "") -> TrialRow:
     metrics = {} if value is None else {"knn_accuracy": value}
     return TrialRow(id=trial, state=state, metrics=metrics, reason={"message": message} if message else None)

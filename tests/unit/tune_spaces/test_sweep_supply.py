@@ -77,3 +77,13 @@ def test_a_point_without_a_value_is_set_aside() -> None:
     assert trial is not None
     supply.tell(trial.id, None)
     assert supply.take() is not None
+
+
+def test_a_table_with_gaps_gives_each_point_its_own_trials() -> None:
+    asked = sweep(search="optuna", num_samples=3, seeds=[0, 1])
+    values: dict[str, float] = {}
+    before = drain(open_supply(asked, {}, frozenset()), values)
+    rows = rows_of([before[0], before[5]], values)
+    after = drain(open_supply(asked, rows, frozenset(rows)), {})
+    assert [trial.id for trial in after] == ["t0001", "t0002", "t0003", "t0004"]
+    assert [after[0], after[3]] == [before[1], before[4]]
