@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any, Final
 
 from trainer import metric_names
 from trainer.spec import PretrainSpec
 from tune_spaces.overrides import apply_overrides, flat_params
 from tune_spaces.rungs import asha_rungs
-from tune_spaces.space import Point, bounds, draw, grid
-from tune_spaces.spec import MAX_TRIALS, SweepSpec, complete
+from tune_spaces.space import Point, draw, extremes, grid
+from tune_spaces.spec import SweepSpec, complete
 
 __all__ = ["PlannedTrial", "SweepPlan", "TrialCost", "plan_sweep", "planned_trials", "possible_specs", "trial_at"]
 
@@ -25,6 +24,20 @@ SEED = "seed"
 # Of ASHA over temperature, learning rate and batch size: last ranked behind 15 updates it lost 0.028 of kNN
 # accuracy to the whole grid's best, six times the deviation over seeds (docs/benchmarks.md).
 FEW_UPDATES: Final = 100
+
+# What the images, steps, memory, workers and warnings of a trial depend on, each up or down with a number.
+_DECIDE_COST: Final = (
+    "batch_size",
+    "data",
+    "encoder",
+    "epochs",
+    "memory",
+    "method",
+    "optim.warmup_epochs",
+    "precision",
+    "projection_head",
+    "scaling",
+)
 
 _LESS_IS_BETTER: Final = (metric_names.LOSS, metric_names.ALIGNMENT, metric_names.UNIFORMITY)
 
@@ -66,7 +79,7 @@ class SweepPlan:
     num_trials: int
     steps: int  # over all trials; an upper bound where trials are suggested or stopped early
     images: int  # likewise, each epoch counted
-    costs: Sequence[TrialCost]  # of each trial; of the corners of the space where trials are suggested
+    costs: Sequence[TrialCost]  # of each trial; of the extremes of the space where trials are suggested
     warnings: tuple[str, ...]
 
 
@@ -109,10 +122,10 @@ def planned_trials(sweep: SweepSpec) -> Iterator[PlannedTrial]:
 
 
 def possible_specs(sweep: SweepSpec) -> list[PretrainSpec]:
-    """Return the specs of a complete sweep's trials; the corners of its space where trials are suggested."""
+    """Return the specs of a complete sweep's trials; the extremes of its space where trials are suggested."""
     if sweep.search != "optuna":
         return [trial.spec for trial in planned_trials(sweep)]
-    points = islice(bounds(sweep.axes()), MAX_TRIALS)
+    points = extremes(sweep.axes(), lambda path: path.startswith(_DECIDE_COST))
     return [PretrainSpec.model_validate(apply_overrides(sweep.base, point)) for point in points]
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag
@@ -26,14 +27,16 @@ __all__ = [
     "Space",
     "Uniform",
     "alternatives",
-    "bounds",
+    "corners",
     "draw",
+    "extremes",
     "grid",
     "walk",
 ]
 
 MAX_CHOICES = 1000
 MAX_AXES = 64
+MAX_CORNERS = 10_000  # that are looked at
 
 Point = dict[str, Any]  # dotted path -> value
 
@@ -182,9 +185,60 @@ def grid(space: Mapping[str, Any]) -> Iterator[Point]:
     return walk(space, lambda _, domain: domain.values())
 
 
-def bounds(space: Mapping[str, Any]) -> Iterator[Point]:
-    """Yield the points at the choices and range bounds: where a space is sound, they are."""
-    return walk(space, lambda _, domain: domain.values())
+def corners(space: Mapping[str, Any], *, most: int = MAX_CORNERS) -> Iterator[Point]:
+    """Yield the points at the choices and range bounds, and one behind the lower bound of whole numbers.
+
+    What is sound there is sound between them, but for whole numbers that have to divide one
+    another: of those an odd one stands for the others. Of more than `most` points, as many are
+    drawn, so that no path keeps the value that it begins with.
+    """
+
+    def values(_: str, domain: AnyDomain) -> tuple[Any, ...]:
+        if not isinstance(domain, RandInt):
+            return domain.values()
+        low, high = domain.values()
+        return tuple(sorted({low, min(low + 1, high), high}))
+
+    return _all_or_drawn(space, values, most)
+
+
+def extremes(space: Mapping[str, Any], counts: Callable[[str], bool]) -> Iterator[Point]:
+    """Yield points among which is the largest and the smallest of whatever grows or falls with the paths that count.
+
+    Args:
+        space: Dotted path -> domain, or several with conditions.
+        counts: Whether a path decides what is to be bounded; the others stay at their first value.
+    """
+    conditions = {
+        other for domains in space.values() for domain in alternatives(domains) for other in domain.when
+    }  # on what they say it depends which paths there are
+
+    def values(path: str, domain: AnyDomain) -> tuple[Any, ...]:
+        taken = domain.values()
+        if path in conditions:
+            return taken
+        if not counts(path):
+            return taken[:1]
+        is_ordered = all(isinstance(value, int | float) for value in taken)
+        return tuple(sorted({min(taken), max(taken)})) if is_ordered else taken
+
+    return _all_or_drawn(space, values, MAX_CORNERS)
+
+
+def _all_or_drawn(
+    space: Mapping[str, Any], values_of: Callable[[str, AnyDomain], tuple[Any, ...]], most: int
+) -> Iterator[Point]:
+    if sum(1 for _ in islice(walk(space, values_of), most + 1)) <= most:
+        return walk(space, values_of)
+
+    def drawn(index: int) -> Point:
+        def value(path: str, domain: AnyDomain) -> tuple[Any, ...]:
+            values = values_of(path, domain)
+            return (values[int(_position(0, index, path) * len(values))],)
+
+        return next(walk(space, value))
+
+    return (drawn(index) for index in range(most))
 
 
 def draw(space: Mapping[str, Any], *, seed: int, index: int) -> Point:
@@ -194,7 +248,12 @@ def draw(space: Mapping[str, Any], *, seed: int, index: int) -> Point:
     """
 
     def value(path: str, domain: AnyDomain) -> Iterable[Any]:
-        word = hashlib.blake2b(f"{seed}\n{index}\n{path}".encode(), digest_size=8).digest()
-        return (domain.at((int.from_bytes(word) >> 11) / 2**53),)
+        return (domain.at(_position(seed, index, path)),)
 
     return next(walk(space, value))
+
+
+def _position(seed: int, index: int, path: str) -> float:
+    """Return a number 0..1 (1 excluded) that depends on these three alone."""
+    word = hashlib.blake2b(f"{seed}\n{index}\n{path}".encode(), digest_size=8).digest()
+    return (int.from_bytes(word) >> 11) / 2**53

@@ -60,10 +60,10 @@ def plan_of_sweep(
         num_images: Returns how many images an epoch of a trial draws from.
         images_per_second: Returns the rate that others like a trial reached here, None where there is none.
         capacity: Of the cluster, None where it does not answer.
-        space: Of the complete sweep, as JSON.
+        space: Of the complete sweep.
     """
     plan = plan_sweep(sweep, num_images)
-    is_fixed = space.keys().isdisjoint(("batch_size", "data.dataset", "data.validation_ratio"))
+    is_fixed = space.keys().isdisjoint(("batch_size", "data", "data.dataset", "data.validation_ratio"))
     at_once = _num_at_once(plan, sweep, capacity)
     return PlanView(
         trials=plan.num_trials,

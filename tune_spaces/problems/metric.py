@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from itertools import islice
 from typing import Any, Final
 
 from trainer import metric_names as names
 from trainer.spec import PretrainSpec, SpecProblem
 from tune_spaces.overrides import apply_overrides
-from tune_spaces.space import bounds
+from tune_spaces.space import corners
 from tune_spaces.spec import SweepSpec
 
 __all__ = ["metric_problems"]
@@ -60,7 +59,7 @@ def metric_problems(sweep: SweepSpec, *, has_labels: bool | None) -> list[SpecPr
     if sweep.scheduler != "fifo" and metric not in BY_EPOCH:
         detail = f"{metric} is not measured while a trial runs, so {sweep.scheduler} cannot stop one by it; use fifo"
         return [_problem("metric_not_by_epoch", detail, allowed=list(BY_EPOCH), involves=("/scheduler",))]
-    points = islice(bounds(sweep.axes()), MAX_POINTS)
+    points = corners(sweep.axes(), most=MAX_POINTS)
     reasons = [_why_missing(metric, apply_overrides(sweep.base, point)) for point in points]
     if reasons and all(reason is not None for reason in reasons):
         return [_problem("metric_never_logged", f"{metric} is never logged: {reasons[0]}", involves=("/base",))]

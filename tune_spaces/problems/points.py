@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from trainer.spec import PretrainSpec, SpecProblem, spec_problems
 from tune_spaces.overrides import apply_overrides, flat_value
 from tune_spaces.problems.fields import escaped, pointer_of
-from tune_spaces.space import Choice, Point, alternatives, bounds, draw, grid
-from tune_spaces.spec import MAX_TRIALS, SweepSpec
+from tune_spaces.space import Choice, Point, alternatives, corners, draw, grid
+from tune_spaces.spec import SweepSpec
 
 __all__ = ["point_problems"]
 
 MAX_REPORTED = 50
 
 
-def point_problems(sweep: SweepSpec, *, num_images: Callable[[PretrainSpec], int] | None) -> list[SpecProblem]:
-    """Return what is impossible at the points of a complete sweep, once for each value it rests on."""
+def point_problems(
+    sweep: SweepSpec, *, here: Callable[[PretrainSpec], Iterable[SpecProblem]] | None
+) -> list[SpecProblem]:
+    """Return what is impossible at the points of a complete sweep, once for each value it rests on.
+
+    Args:
+        sweep: A complete sweep.
+        here: Returns what makes a trial impossible where it is to run; None: not known, not judged.
+    """
     found: dict[tuple[str, str], SpecProblem] = {}
     for point in _points(sweep):
         spec = PretrainSpec.model_validate(apply_overrides(sweep.base, point))
-        for problem in (*spec_problems(spec), *_data_problems(spec, num_images(spec) if num_images else None)):
+        for problem in (*spec_problems(spec), *(here(spec) if here else ())):
             placed = _placed(problem, point, sweep.axes())
             found.setdefault((placed.pointer, placed.code), placed)
         if len(found) >= MAX_REPORTED:
@@ -31,20 +37,13 @@ def point_problems(sweep: SweepSpec, *, num_images: Callable[[PretrainSpec], int
 
 
 def _points(sweep: SweepSpec) -> Iterator[Point]:
-    """Yield the points that will run, or, where suggestions decide, those at the bounds."""
+    """Yield the points that will run, or, where suggestions decide, those at the corners."""
     if sweep.search == "grid":
         return grid(sweep.axes())
     if sweep.search == "random":
         seed = sweep.base_spec().seed
         return (draw(sweep.axes(), seed=seed, index=index) for index in range(sweep.num_samples))
-    return islice(bounds(sweep.axes()), MAX_TRIALS)
-
-
-def _data_problems(spec: PretrainSpec, num_images: int | None) -> list[SpecProblem]:
-    if num_images is None or spec.batch_size <= num_images:
-        return []
-    detail = f"batch_size {spec.batch_size} is more than the {num_images} images of an epoch, which would have no step"
-    return [SpecProblem(pointer="/batch_size", code="batch_exceeds_dataset", detail=detail, allowed=f"<= {num_images}")]
+    return corners(sweep.axes())
 
 
 def _placed(problem: SpecProblem, point: Point, space: Mapping[str, Any]) -> SpecProblem:

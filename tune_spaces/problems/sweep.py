@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
@@ -22,14 +22,17 @@ _STAND_IN: Mapping[str, Any] = {"data": {"dataset": "stand-in"}}
 
 
 def sweep_problems(
-    sweep: SweepSpec, *, has_labels: bool | None = None, num_images: Callable[[PretrainSpec], int] | None = None
+    sweep: SweepSpec,
+    *,
+    has_labels: bool | None = None,
+    here: Callable[[PretrainSpec], Iterable[SpecProblem]] | None = None,
 ) -> list[SpecProblem]:
     """Return everything that is wrong with a sweep, [] if it can run; pointers are into the sweep spec.
 
     Args:
         sweep: As asked.
-        has_labels: Whether the base's data set has labels; None: not known, not judged.
-        num_images: Returns how many images an epoch of a trial draws from; None: not known, not judged.
+        has_labels: Whether all data sets of its trials have labels; None: not known, not judged.
+        here: Returns what makes a trial impossible where it is to run; None: not known, not judged.
     """
     if sweep.study is not None and get_study(sweep.study) is None:
         return [_study_unknown(sweep.study)]
@@ -46,7 +49,7 @@ def sweep_problems(
         problems += _size_problems(whole)
         problems += metric_problems(whole, has_labels=has_labels)
         problems += _label_problems(whole, has_labels=has_labels)
-    return problems or point_problems(whole, num_images=num_images)
+    return problems or point_problems(whole, here=here)
 
 
 def _placed(problem: SpecProblem, prefix: str) -> SpecProblem:

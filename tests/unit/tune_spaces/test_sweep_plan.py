@@ -64,6 +64,24 @@ def test_the_bound_of_a_suggested_sweep_holds_between_its_corners() -> None:
     assert plan_sweep(suggested, lambda _: 100).images >= 100 * 4
 
 
+def test_the_bound_of_a_suggested_sweep_holds_however_many_axes_there_are() -> None:
+    many = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]
+    space: dict[str, Any] = {"epochs": {"choice": [1, 1000]}, "batch_size": {"choice": [64, 1024]}}
+    space |= {path: {"choice": many} for path in ("loss.temperature", "optim.base_lr", "optim.momentum")}
+    space |= {"optim.weight_decay": {"choice": many}, "projection_head.dim": {"choice": [1, 2, 3, 4, 5, 6, 7]}}
+    plan = plan_sweep(sweep(space, search="optuna", num_samples=10), lambda _: 2048)
+    assert (plan.images, plan.steps) == (10 * 1000 * 2048, 10 * 1000 * 32)
+    assert len(plan.costs) == 8, "of the axes that decide the costs their extremes alone"
+
+
+def test_the_bound_of_a_suggested_sweep_holds_behind_conditions() -> None:
+    space: dict[str, Any] = {
+        "loss.kind": {"choice": ["nt_xent", "margin"]},
+        "epochs": [{"choice": [1, 2], "when": {"loss.kind": ["nt_xent"]}}, {"choice": [9, 30, 7]}],
+    }
+    assert plan_sweep(sweep(space, search="optuna", num_samples=1), lambda _: 640).images == 30 * 640
+
+
 def test_asha_warns_where_temperature_and_epochs_vary_together() -> None:
     space = {"loss.temperature": {"choice": [0.1, 0.5]}, "epochs": {"choice": [3, 9]}}
     assert any("interact" in warning for warning in plan_sweep(sweep(space, scheduler="asha"), lambda _: 1000).warnings)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
+from trainer.spec import PretrainSpec, SpecProblem
 from tune_spaces.problems.sweep import sweep_problems
 from tune_spaces.spec import SweepSpec
 from tune_spaces.studies import list_studies
@@ -17,20 +19,30 @@ SPACE: dict[str, Any] = {"loss.temperature": {"choice": [0.1, 0.5]}}
 
 
 def found(
-    *, has_labels: bool | None = None, num_images: int | None = None, base: dict[str, Any] | None = None, **fields: Any
+    *,
+    has_labels: bool | None = None,
+    largest_batch: int | None = None,
+    base: dict[str, Any] | None = None,
+    **fields: Any,
 ) -> dict[str, str]:
     document = {"base": {**BASE, **(base or {})}, "space": SPACE, **fields}
     spec = SweepSpec.model_validate({key: value for key, value in document.items() if value is not None})
     return {
         problem.pointer: problem.code
         for problem in sweep_problems(
-            spec, has_labels=has_labels, num_images=None if num_images is None else lambda _: num_images
+            spec, has_labels=has_labels, here=None if largest_batch is None else batches_up_to(largest_batch)
         )
     }
 
 
+def batches_up_to(largest: int) -> Callable[[PretrainSpec], list[SpecProblem]]:
+    """Return a place where batches fit up to a size."""
+    problem = SpecProblem(pointer="/batch_size", code="too_large", detail="too large")
+    return lambda spec: [problem] if spec.batch_size > largest else []
+
+
 def test_a_sound_sweep_has_none() -> None:
-    assert found(has_labels=True, num_images=1000, seeds=[0, 1]) == {}
+    assert found(has_labels=True, largest_batch=1000, seeds=[0, 1]) == {}
 
 
 @pytest.mark.parametrize(
@@ -215,10 +227,25 @@ def test_a_contradiction_within_the_base_is_told_at_the_base() -> None:
     assert found(base={"optim": {"warmup_epochs": 9.0}}) == {"/base/optim/warmup_epochs": "warmup_too_long"}
 
 
-def test_a_batch_larger_than_the_data_is_refused() -> None:
-    assert found(space={"batch_size": {"choice": [64, 512]}}, num_images=100) == {
-        "/space/batch_size/choice/1": "batch_exceeds_dataset"
+def test_what_cannot_run_where_it_is_to_is_told_at_the_axis() -> None:
+    assert found(space={"batch_size": {"choice": [64, 512]}}, largest_batch=100) == {
+        "/space/batch_size/choice/1": "too_large"
     }
+
+
+def test_a_suggested_search_of_many_axes_is_judged_at_the_values_of_each() -> None:
+    many = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]
+    space = {"batch_size": {"choice": [64, 4096]}, "optim.warmup_epochs": {"choice": [0.0, 1.0]}}
+    space |= {path: {"choice": many} for path in ("loss.temperature", "optim.base_lr", "optim.momentum")}
+    space |= {"optim.weight_decay": {"choice": many}, "projection_head.dim": {"choice": [1, 2, 3, 4, 5, 6, 7]}}
+    assert found(space=space, search="optuna", largest_batch=2000) == {"/space/batch_size/choice/1": "too_large"}
+
+
+def test_whole_numbers_that_must_divide_one_another_are_judged_between_the_bounds() -> None:
+    space = {"batch_size": {"randint": [128, 256]}}
+    base = {"scaling": {"num_workers": 2}}
+    assert found(base=base, space=space, search="optuna") == {"/space/batch_size": "batch_not_divisible"}
+    assert found(space=space, search="optuna") == {}
 
 
 def test_a_suggested_search_is_judged_at_the_bounds_of_its_space() -> None:
