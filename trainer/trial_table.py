@@ -29,7 +29,7 @@ class TrialRow:
     best: Mapping[str, Any] | None = None  # {"metric", "value", "step"}
     attempt: int | None = None
     mlflow_run_id: str | None = None
-    reason: Mapping[str, Any] | None = None  # of a failure
+    reason: Mapping[str, Any] | None = None  # of a failure, or the limit that ended it or left it out
 
 
 def write_trial_table(storage: Storage, experiment_id: str, rows: Iterable[TrialRow]) -> None:

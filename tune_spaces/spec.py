@@ -20,8 +20,9 @@ from tune_spaces.studies import Size, get_study
 __all__ = ["SweepLimits", "SweepSpec", "complete", "merged_base", "resolve"]
 
 MAX_TRIALS = 10_000
+MAX_SEED = 2**63  # excluded
 
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Seed = Annotated[int, Field(ge=0, lt=MAX_SEED)]
 
 
 class SweepLimits(Part):
@@ -79,7 +80,9 @@ def complete(sweep: SweepSpec) -> SweepSpec:
     if sweep.space is None:
         filled["space"] = size.space if size else {}
     if "seeds" not in asked:
-        filled["seeds"] = size.seeds if size else (base.get("seed", 0),)
+        # A study's seeds count from that of the base; an axis of seeds is run once at each of its values.
+        first, is_axis = base.get("seed", 0), "seed" in (sweep.space or {})
+        filled["seeds"] = tuple((first + more) % MAX_SEED for more in (size.seeds if size and not is_axis else (0,)))
     if study and size:
         filled |= {name: getattr(study, name) for name in ("metric", "mode") if name not in asked}
         if "max_trials" not in sweep.limits.model_fields_set:
@@ -92,10 +95,11 @@ def complete(sweep: SweepSpec) -> SweepSpec:
 def merged_base(sweep: SweepSpec) -> dict[str, Any]:
     """Return the base's fragment over that of the study."""
     study = get_study(sweep.study) if sweep.study else None
-    base = merge(merge(study.base, study.sizes[sweep.size].base), sweep.base) if study else dict(sweep.base)
-    if sweep.scheduler != "fifo":  # what is judged while it runs has to be measured while it runs
-        base = merge({"evaluation": {"knn_every_epochs": 1}}, base)
-    return base
+    base = merge(study.base, study.sizes[sweep.size].base) if study else {}
+    # What is judged while it runs has to be measured while it runs, unless the user says otherwise.
+    if sweep.scheduler != "fifo" and not base.get("evaluation", {}).get("knn_every_epochs"):
+        base = merge(base, {"evaluation": {"knn_every_epochs": 1}})
+    return merge(base, sweep.base)
 
 
 def resolve(sweep: SweepSpec) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from trainer import metric_names as names
@@ -60,7 +60,16 @@ def metric_problems(sweep: SweepSpec, *, has_labels: bool | None) -> list[SpecPr
         detail = f"{metric} is not measured while a trial runs, so {sweep.scheduler} cannot stop one by it; use fifo"
         return [_problem("metric_not_by_epoch", detail, allowed=list(BY_EPOCH), involves=("/scheduler",))]
     points = corners(sweep.axes(), most=MAX_POINTS)
-    reasons = [_why_missing(metric, apply_overrides(sweep.base, point)) for point in points]
+    specs = [PretrainSpec.model_validate(apply_overrides(sweep.base, point)) for point in points]
+    if sweep.scheduler != "fifo" and metric not in _BY_STEP and _is_measured_at_ends_only(specs):
+        every = specs[0].evaluation.knn_every_epochs
+        detail = (
+            f"{metric} is measured at the end of a trial alone, since evaluation.knn_every_epochs is {every}, so "
+            f"{sweep.scheduler} cannot stop one by it; set it to 1, or use fifo"
+        )
+        involves = ("/base/evaluation/knn_every_epochs", "/base/epochs", "/scheduler")
+        return [_problem("metric_not_by_epoch", detail, allowed=list(_BY_STEP), involves=involves)]
+    reasons = [_why_missing(metric, spec) for spec in specs]
     if reasons and all(reason is not None for reason in reasons):
         return [_problem("metric_never_logged", f"{metric} is never logged: {reasons[0]}", involves=("/base",))]
     return []
@@ -79,8 +88,13 @@ def _not_selecting(metric: str) -> SpecProblem:
     return _problem("metric_unknown", detail, allowed=list(SELECTING))
 
 
-def _why_missing(metric: str, document: dict[str, Any]) -> str | None:
-    spec = PretrainSpec.model_validate(document)
+def _is_measured_at_ends_only(specs: Sequence[PretrainSpec]) -> bool:
+    """Return whether no trial of several epochs is evaluated before its last."""
+    several = [spec for spec in specs if spec.epochs > 1]
+    return bool(several) and not any(0 < spec.evaluation.knn_every_epochs < spec.epochs for spec in several)
+
+
+def _why_missing(metric: str, spec: PretrainSpec) -> str | None:
     for switch in _EVALUATION_SWITCHES.get(metric, ()):
         if not getattr(spec.evaluation, switch):
             return f"set base.evaluation.{switch} to true"

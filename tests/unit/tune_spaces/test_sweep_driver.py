@@ -217,8 +217,8 @@ def test_a_continued_suggested_sweep_keeps_each_result_with_its_trial(
     told: list[tuple[str, dict[str, Any]]] = []
 
     def run(
-        _sweep: SweepSpec,
-        job: JobDocument,
+        sweep: SweepSpec,
+        document: JobDocument,
         supply: TrialSupply,
         *,
         on_start: Callable[[str], None],
@@ -228,11 +228,11 @@ def test_a_continued_suggested_sweep_keeps_each_result_with_its_trial(
         while (trial := supply.take()) is not None:
             on_start(trial.id)
             told.append((trial.id, trial.params))
-            if trial.id == failed and job.experiment_id == "exp_1":
+            if trial.id == failed and document.experiment_id == "exp_1":
                 reason = {"code": "non_finite_loss", "message": "nan", "retryable": False}
                 on_end(Outcome(trial=trial.id, state="failed", reason=reason))
                 continue
-            leave_marker(job, storage, trial.id, metrics={"knn_accuracy": trial.spec.optim.base_lr})
+            leave_marker(document, storage, trial.id, metrics={"knn_accuracy": trial.spec.optim.base_lr})
             on_end(Outcome(trial=trial.id, state="ended"))
 
     run_sweep(document(tmp_path, spec=resolve(sweep)), storage, run_trials=run)

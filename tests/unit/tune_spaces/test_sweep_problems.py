@@ -186,6 +186,8 @@ def test_a_seed_twice_and_seeds_beside_a_seed_axis_are_refused() -> None:
         ({"metric": "linear_accuracy", "base": {"evaluation": {"linear_probe": False}}}, "metric_never_logged"),
         ({"metric": "uniformity", "base": {"method": "supervised"}}, "metric_never_logged"),
         ({"metric": "linear_accuracy", "scheduler": "asha"}, "metric_not_by_epoch"),
+        ({"scheduler": "asha", "base": {"evaluation": {"knn_every_epochs": 0}}}, "metric_not_by_epoch"),
+        ({"scheduler": "median", "base": {"evaluation": {"knn_every_epochs": 4}}}, "metric_not_by_epoch"),
         ({"has_labels": False}, "metric_needs_labels"),
     ],
 )
@@ -197,6 +199,17 @@ def test_a_metric_that_cannot_judge_is_refused(fields: dict[str, Any], code: str
 @pytest.mark.parametrize("metric", ["loss", "contrastive_accuracy", "entropy", "knn_accuracy", "uniformity", "h_std"])
 def test_trials_are_stopped_by_any_metric_that_an_epoch_has(scheduler: str, metric: str) -> None:
     assert found(scheduler=scheduler, metric=metric) == {}
+
+
+def test_trials_are_stopped_by_what_is_measured_before_their_end() -> None:
+    rarely = {"evaluation": {"knn_every_epochs": 3}}
+    assert found(scheduler="asha", base=rarely) == {}
+    assert found(scheduler="asha", base=rarely, space={"epochs": {"choice": [2, 9]}}) == {}, "those of 9 epochs are"
+    never = {"evaluation": {"knn_every_epochs": 0}}
+    assert found(scheduler="asha", metric="loss", mode="min", base=never) == {}, "each step has its loss"
+    assert found(scheduler="fifo", base=never) == {}
+    one_epoch = {"epochs": 1, "evaluation": {"knn_every_epochs": 1}}
+    assert found(scheduler="asha", base=one_epoch) == {}, "the plan warns of it"
 
 
 def test_an_unlabelled_data_set_can_be_swept_by_what_needs_no_labels() -> None:

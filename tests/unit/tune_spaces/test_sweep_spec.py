@@ -52,6 +52,28 @@ def test_a_scheduler_measures_every_epoch_unless_the_base_says_otherwise() -> No
     assert complete(sweep(base=base, space=space, scheduler="asha")).base_spec().evaluation.knn_every_epochs == 3
 
 
+@pytest.mark.parametrize(("size", "every"), [("smoke", 1), ("small", 1), ("paper", 10)])
+def test_a_scheduler_measures_the_trials_of_a_study_while_they_run(size: str, every: int) -> None:
+    study = {"study": "temperature", "size": size, "scheduler": "asha"}
+    assert complete(sweep(**study)).base_spec().evaluation.knn_every_epochs == every
+    base = {**DATA, "evaluation": {"knn_every_epochs": 3}}
+    assert complete(sweep(base=base, **study)).base_spec().evaluation.knn_every_epochs == 3
+
+
+def test_the_seeds_of_a_study_count_from_that_of_the_base() -> None:
+    study = {"study": "temperature", "size": "small"}
+    assert complete(sweep(**study)).seeds == (0, 1, 2)
+    assert complete(sweep(base={**DATA, "seed": 5}, **study)).seeds == (5, 6, 7)
+    assert complete(sweep(base={**DATA, "seed": 2**63 - 1}, **study)).seeds == (2**63 - 1, 0, 1)
+    assert complete(sweep(base={**DATA, "seed": 5}, seeds=[7], **study)).seeds == (7,)
+
+
+def test_a_seed_axis_is_run_once_at_each_of_its_values() -> None:
+    space = {"seed": {"choice": [5, 6]}}
+    assert len(complete(sweep(study="temperature", size="small", space=space)).seeds) == 1
+    assert len(complete(sweep(space=space)).seeds) == 1
+
+
 def test_a_study_brings_the_limit_it_needs_and_the_users_own_stands() -> None:
     assert complete(sweep(study="augmentation-pairs", size="paper")).limits.max_trials == 49
     assert complete(sweep(study="augmentation-pairs", size="paper", limits={"max_trials": 5})).limits.max_trials == 5
