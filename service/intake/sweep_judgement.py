@@ -41,7 +41,9 @@ def judge_sweep(sweep: SweepSpec, environment: Environment) -> tuple[list[SpecPr
 
 def _have_labels(sweep: SweepSpec, environment: Environment) -> bool:
     """Return whether no data set of the trials is known to have none; what cannot be asked is told at its point."""
-    for name in {spec.data.dataset for spec in possible_specs(sweep)}:
+    is_varied = any(path.partition(".")[0] == "data" for path in sweep.axes())
+    specs = possible_specs(sweep) if is_varied else [sweep.base_spec()]
+    for name in {spec.data.dataset for spec in specs}:
         try:
             if not environment.dataset(name).has_labels:
                 return False
