@@ -263,7 +263,7 @@ class TrialView(_View):
     best: dict[str, Any] | None = None
     attempt: int | None = None
     mlflow_run_id: str | None = None
-    reason: dict[str, Any] | None = None  # {"code", "message", ...} of one that failed, or that a limit ended or left out
+    reason: dict[str, Any] | None = None  # {"code", "message", ...}: it failed, or a limit ended it or left it out
 
 
 class PointView(_View):
