@@ -20,7 +20,7 @@ from service.edge.event_feed import EventFeed
 from service.edge.observability import configure_logging
 from service.embedded.processes import die_with_parent
 from service.errors import ServiceError
-from service.settings import Settings
+from service.settings import Settings, wrong_settings
 
 __all__ = ["main"]
 
@@ -42,8 +42,7 @@ def main() -> int:
     except ServiceError as error:
         log.error("refuses_to_start", code=error.code, reason=error.message)  # noqa: TRY400 - words for a person
     except ValidationError as error:
-        wrong = [f"SIMCLR_{item['loc'][0]}".upper() for item in error.errors()]
-        log.error("refuses_to_start", code="settings_invalid", reason=f"not usable: {', '.join(wrong)}")  # noqa: TRY400
+        log.error("refuses_to_start", code="settings_invalid", reason=wrong_settings(error))  # noqa: TRY400
     return 1
 
 

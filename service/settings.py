@@ -5,18 +5,19 @@ Unset addresses mean: the supervisor starts an embedded one and passes its addre
 
 from __future__ import annotations
 
+import json
 import os
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, PlainSerializer, SecretStr, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, PlainSerializer, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from trainer.data.files import named_place
 from trainer.errors import DataError
 
-__all__ = ["Settings"]
+__all__ = ["Settings", "wrong_settings"]
 
 
 class Settings(BaseSettings):
@@ -39,7 +40,7 @@ class Settings(BaseSettings):
     max_running: int | None = Field(None, ge=1)  # experiments at once; None: what the cluster holds
     max_running_per_owner: int | None = Field(None, ge=1)
     datasets: str | None = None  # absolute directory or s3://bucket/prefix
-    allowed_hosts: Annotated[tuple[str, ...], PlainSerializer(list)] = ()  # besides loopback and `host`
+    allowed_hosts: Annotated[tuple[str, ...], PlainSerializer(list), NoDecode] = ()  # besides loopback and `host`
     bootstrap_token: SecretStr | None = None  # an admin token's secret, for a first start on an open address
 
     @field_validator("datasets", mode="before")
@@ -50,6 +51,20 @@ class Settings(BaseSettings):
             return None if datasets is None else named_place(datasets)
         except DataError as error:
             raise ValueError(error.message) from error
+
+    @field_validator("allowed_hosts", mode="before")
+    @classmethod
+    def _listed(cls, hosts: object) -> object:
+        """Read the list from its JSON; done here, so that a wrong one is told like every other setting."""
+        if not isinstance(hosts, str):
+            return hosts
+        try:
+            listed = json.loads(hosts)
+        except json.JSONDecodeError:
+            listed = None
+        if not isinstance(listed, list):
+            raise ValueError('write a JSON list, such as ["simclr.example.org"]')  # noqa: TRY004 - pydantic's way
+        return listed
 
     @property
     def home_dir(self) -> Path:
@@ -96,6 +111,13 @@ class Settings(BaseSettings):
         """Return the address that a person on this machine opens."""
         host = "127.0.0.1" if self.host in ("0.0.0.0", "::") else self.host  # noqa: S104 - compared, not bound
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+
+def wrong_settings(error: ValidationError) -> str:
+    """Return which variables are wrong, and what each wants; no values, which may be secrets."""
+    return "; ".join(
+        f"SIMCLR_{item['loc'][0]}".upper() + f": {item['msg'].removeprefix('Value error, ')}" for item in error.errors()
+    )
 
 
 def _with_driver(url: str) -> str:

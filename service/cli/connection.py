@@ -1,14 +1,29 @@
-"""Which service the commands talk to."""
+"""Which service the commands talk to, and the settings they read."""
 
 from __future__ import annotations
 
 import os
 from typing import TYPE_CHECKING
 
+from service.errors import SettingsError
+
 if TYPE_CHECKING:
     from service.client import Client
+    from service.settings import Settings
 
-__all__ = ["connect"]
+__all__ = ["connect", "settings"]
+
+
+def settings() -> Settings:
+    """Return the settings of the environment. Raises SettingsError, which names the variables that are wrong."""
+    from pydantic import ValidationError
+
+    from service.settings import Settings, wrong_settings
+
+    try:
+        return Settings()
+    except ValidationError as error:
+        raise SettingsError(wrong_settings(error)) from error
 
 
 def connect(*, retry_for_s: float = 3.0) -> Client:
@@ -22,6 +37,4 @@ def connect(*, retry_for_s: float = 3.0) -> Client:
 
     if os.environ.get("SIMCLR_URL"):
         return Client(retry_for_s=retry_for_s)
-    from service.settings import Settings
-
-    return Client(Settings().base_url, retry_for_s=retry_for_s)
+    return Client(settings().base_url, retry_for_s=retry_for_s)

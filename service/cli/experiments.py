@@ -70,9 +70,11 @@ def submit(
 
 
 def _read_document(file: str) -> dict[str, Any]:
-    text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
+    content = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
     try:
-        document = json.loads(text)
+        document = json.loads(content.decode())
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{file}: not UTF-8; save it as UTF-8") from error
     except json.JSONDecodeError as error:
         raise SettingsError(f"{file}, line {error.lineno}, column {error.colno}: {error.msg}; write JSON") from error
     if not isinstance(document, dict):

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from service.cli.connection import connect
+from service.cli.connection import connect, settings
 from service.cli.outcome import outcome
 from service.cli.output import AsJson, print_json, print_members
 
@@ -51,10 +51,9 @@ def create_token(
 def upgrade_database(*, as_json: AsJson = False) -> None:
     """Bring the database (SIMCLR_DATABASE_URL) to this version."""
     with outcome(as_json=as_json):
-        from service.settings import Settings
         from service.store.migrations import current, upgrade
 
-        address = Settings().database_address
+        address = settings().database_address
         upgrade(address)
         (print_json if as_json else print_members)({"revision": current(address)})
 
@@ -67,11 +66,10 @@ def downgrade_database(
     """Take the database (SIMCLR_DATABASE_URL) back to what an older version of the service can use."""
     with outcome(as_json=as_json):
         from service.errors import SettingsError
-        from service.settings import Settings
         from service.store.migrations import current, downgrade
 
         if revision == "base":
             raise SettingsError("base is no version, and would drop everything; to do that, drop the database.")
-        address = Settings().database_address
+        address = settings().database_address
         downgrade(address, revision)
         (print_json if as_json else print_members)({"revision": current(address)})

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from service.cli.connection import settings
 from service.cli.outcome import ExitCode, outcome
 from service.cli.output import AsJson, plain, print_json
 
@@ -36,7 +37,7 @@ def demo(
 
     with outcome(as_json=as_json):
         console = Console(stderr=as_json, highlight=False)
-        result = run_demo(_settings(), seed=seed, epochs=epochs, report=_reporter(console), console=console)
+        result = run_demo(settings(), seed=seed, epochs=epochs, report=_reporter(console), console=console)
         if as_json:
             print_json(result.document())
         else:
@@ -51,7 +52,7 @@ def serve(*, as_json: AsJson = False) -> None:
 
     with outcome(as_json=as_json):
         report = _reporter(Console(stderr=as_json, highlight=False))
-        serve_stack(_settings(), report=report, on_ready=partial(_announce, as_json=as_json))
+        serve_stack(settings(), report=report, on_ready=partial(_announce, as_json=as_json))
 
 
 def stop(*, as_json: AsJson = False) -> None:
@@ -59,24 +60,11 @@ def stop(*, as_json: AsJson = False) -> None:
     from service.embedded.supervisor import stop as stop_stack
 
     with outcome(as_json=as_json):
-        ended = stop_stack(_settings())
+        ended = stop_stack(settings())
         if as_json:
             print_json({"stopped": ended})
         else:
             Console(highlight=False).print(plain(f"ended {len(ended)} processes" if ended else "nothing was running"))
-
-
-def _settings() -> Settings:
-    from pydantic import ValidationError
-
-    from service.errors import SettingsError
-    from service.settings import Settings
-
-    try:
-        return Settings()
-    except ValidationError as error:
-        wrong = "; ".join(f"SIMCLR_{item['loc'][0]!s}".upper() + f": {item['msg']}" for item in error.errors())
-        raise SettingsError(wrong) from error
 
 
 def _reporter(console: Console) -> Report:

@@ -238,13 +238,37 @@ def test_a_start_that_cannot_be_is_refused_before_anything_runs(
     assert "SIMCLR_HOME=" in result.stderr
 
 
-def test_a_setting_that_is_none_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SIMCLR_PORT", "eighty")
+@pytest.mark.parametrize("command", ["serve", "stop", "list", "db upgrade", "db downgrade 0001"])
+@pytest.mark.parametrize(
+    ("setting", "value", "words"),
+    [
+        ("SIMCLR_PORT", "eighty", "should be a valid integer"),
+        ("SIMCLR_ALLOWED_HOSTS", "a.example", 'write a JSON list, such as ["simclr.example.org"]'),
+        ("SIMCLR_ALLOWED_HOSTS", '"a.example"', 'write a JSON list, such as ["simclr.example.org"]'),
+    ],
+)
+def test_a_setting_that_is_none_is_named(
+    command: str, setting: str, value: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(setting, value)
 
-    result = simclr("serve")
+    result = simclr(*command.split())
 
-    assert result.exit_code == 2
-    assert "SIMCLR_PORT" in result.stderr
+    assert result.exit_code == 2, result.exception
+    assert f"simclr: {setting}: " in result.stderr
+    assert words in result.stderr
+
+
+def test_a_document_in_another_encoding_is_refused_with_the_way_out(service: Service, tmp_path: Path) -> None:
+    path = tmp_path / "latin.json"
+    path.write_bytes('{"name": "Käfer"}'.encode("latin-1"))
+
+    for file in (str(path), "-"):
+        result = CliRunner().invoke(app, ("submit", file), input=path.read_bytes())
+
+        assert result.exit_code == 2, result.exception
+        assert f"{file}: not UTF-8; save it as UTF-8" in result.stderr
+    assert service.bodies == []
 
 
 def test_data_sets_are_shown_with_the_word_or_without(service: Service) -> None:
