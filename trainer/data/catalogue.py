@@ -83,8 +83,18 @@ def _find(name: str, datasets_dir: str | Path | None, registry: Registry) -> Sou
     source = registry.source(name) if is_name(name) else None
     if source is None:
         known = [*EMBEDDED, *_operator_names(registry)]
-        raise DataError(f"there is no data set {name!r}; known are {', '.join(known)}", allowed=known)
+        why = _why_no_others(datasets_dir)
+        raise DataError(f"there is no data set {name!r}; known are {', '.join(known)}{why}", allowed=known)
     return source
+
+
+def _why_no_others(datasets_dir: str | Path | None) -> str:
+    """Return what an operator may have overlooked, to follow the known names."""
+    if datasets_dir is None:
+        return "; SIMCLR_DATASETS is not set"
+    if is_bucket(datasets_dir) or Path(datasets_dir).is_dir():
+        return ""
+    return f"; SIMCLR_DATASETS={datasets_dir} is no folder"
 
 
 def _operator_names(registry: Registry) -> list[str]:

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from trainer.data.catalogue import DatasetInfo, describe, list_datasets
+from trainer.data.catalogue import EMBEDDED, DatasetInfo, describe, list_datasets
 from trainer.data.openmoji import OpenMojiSource, drawn_emojis
 from trainer.errors import DataError
 
@@ -41,6 +41,18 @@ def test_embedded_names_are_listed_with_or_without_an_operators_folder(tmp_path:
     for datasets_dir in (None, tmp_path, tmp_path / "absent"):
         names = [info.name for info in list_datasets(datasets_dir)]
         assert names == ["openmoji", "digits", "fashion-mnist", "cifar10", "cifar100", "stl10"]
+
+
+def test_an_unknown_name_says_where_data_sets_would_come_from(tmp_path: Path) -> None:
+    whys = {
+        None: "; SIMCLR_DATASETS is not set",
+        tmp_path / "absent": f"; SIMCLR_DATASETS={tmp_path / 'absent'} is no folder",
+        tmp_path: "",
+    }
+    for datasets_dir, why in whys.items():
+        with pytest.raises(DataError) as refused:
+            describe("pets", datasets_dir)
+        assert refused.value.message == f"there is no data set 'pets'; known are {', '.join(EMBEDDED)}{why}"
 
 
 def test_openmoji_counts_are_those_of_what_is_drawn() -> None:
