@@ -58,6 +58,8 @@ The licence of the data binds what is learned from it where the law says so.
 TORCHVISION = """ The weights also load into plain torchvision:
 
 ```python
+import safetensors.torch, torch, torchvision
+
 model = torchvision.models.{name}()
 model.fc = torch.nn.Identity(){stem}
 model.load_state_dict(safetensors.torch.load_file("encoder.safetensors"))

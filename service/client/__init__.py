@@ -1,5 +1,7 @@
 """The Python client of the HTTP API.
 
+    from pathlib import Path
+
     from service.client import Client
 
     with Client() as client:  # SIMCLR_URL, SIMCLR_TOKEN
