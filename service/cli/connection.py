@@ -32,9 +32,14 @@ def connect(*, retry_for_s: float = 3.0) -> Client:
     Args:
         retry_for_s: How long to bear with a service that does not answer; a person who mistyped
             an address waits no longer than this.
+
+    Raises:
+        SettingsError: If `SIMCLR_URL` is no address, or another setting is wrong.
     """
     from service.client import Client
 
-    if os.environ.get("SIMCLR_URL"):
+    if url := os.environ.get("SIMCLR_URL"):
+        if not url.startswith(("http://", "https://")):
+            raise SettingsError(f"SIMCLR_URL={url} has no http://; write http://{url.rpartition('://')[2]}")
         return Client(retry_for_s=retry_for_s)
     return Client(settings().base_url, retry_for_s=retry_for_s)

@@ -84,8 +84,8 @@ def pack(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on where a packing was ended, or mend what was damaged since.")
     ] = False,
-    image_column: Annotated[str, typer.Option(help="Of Parquet files.")] = "image",
-    label_column: Annotated[str, typer.Option(help="Of Parquet files.")] = "label",
+    image_column: Annotated[str, typer.Option(help="Parquet column of the images.")] = "image",
+    label_column: Annotated[str, typer.Option(help="Parquet column of the labels.")] = "label",
     as_json: AsJson = False,
 ) -> None:
     """Pack a data set of any size, into a folder or a bucket: decoded once, in parallel, then mapped by every run."""

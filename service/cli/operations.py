@@ -38,8 +38,10 @@ def create_token(
     name: Annotated[str, typer.Argument(help="What it is for.")],
     *,
     role: Annotated[str, typer.Option(help="viewer, submitter or admin.")] = "submitter",
-    owner: Annotated[str | None, typer.Option(help="Whose experiments it makes and sees.")] = None,
-    expires_at: Annotated[str | None, typer.Option(help="When it ends to be valid, RFC 3339.")] = None,
+    owner: Annotated[
+        str | None, typer.Option(help="Whose experiments it makes and sees. Default: its own alone.")
+    ] = None,
+    expires_at: Annotated[str | None, typer.Option(help="When it expires, such as 2030-01-31T12:00:00Z.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a token; its secret is shown this once."""

@@ -29,7 +29,9 @@ def register(app: typer.Typer) -> None:
 def demo(
     *,
     seed: Annotated[int, typer.Option(min=0, help="Seed of weights, order and views.")] = 0,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Fewer end sooner, and the encoder is worth less.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Default: 70. Fewer end sooner; the encoder is worth less.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Pretrain a small encoder on the embedded images, and say what it is worth."""

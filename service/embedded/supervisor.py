@@ -105,7 +105,7 @@ def running_stack(
         finally:
             try:
                 interruption.begin_stop()
-                report("Stack", "stopping; once more Ctrl-C hurries it")
+                report("Stack", "stopping; press Ctrl-C again to stop at once")
             finally:
                 stack.stop()
                 report("Stack", "stopped; nothing is left running")

@@ -123,11 +123,14 @@ def _require_known(revision: str | None) -> None:
 def _require_older(found: str | None, *, revision: str) -> None:
     scripts = ScriptDirectory.from_config(_config())
     older = [script.revision for script in scripts.iterate_revisions(found, "base")][1:] if found else []
-    if revision not in (*older, "base"):
-        raise SettingsError(
-            f"The database is at revision {found or 'none'}, which goes back to {' or '.join(older) or 'none'}.",
-            revision=found,
-        )
+    if revision in (*older, "base"):
+        return
+    if not older:
+        is_where = f"is at revision {found}, the oldest there is" if found else "has no tables yet"
+        raise SettingsError(f"The database {is_where}; there is nothing to take back.", revision=found)
+    raise SettingsError(
+        f"The database is at revision {found}, which goes back to {' or '.join(older)}.", revision=found
+    )
 
 
 def _config() -> Config:

@@ -14,6 +14,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from service.cli.app import app
+from service.cli.demo import DEMO
 from service.embedded.addresses import free_ports
 
 EXPERIMENT: dict[str, Any] = {
@@ -178,6 +179,25 @@ def test_nobody_there_is_exit_code_3_with_the_way_out(monkeypatch: pytest.Monkey
 
     assert result.exit_code == 3
     assert "simclr serve" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("url", "meant"), [("127.0.0.1:8000", "http://127.0.0.1:8000"), ("ftp://lab.example", "http://lab.example")]
+)
+def test_an_address_without_http_is_refused_with_what_is_meant(
+    monkeypatch: pytest.MonkeyPatch, url: str, meant: str
+) -> None:
+    monkeypatch.setenv("SIMCLR_URL", url)
+
+    result = simclr("list")
+
+    assert result.exit_code == 2
+    assert result.stderr.strip() == f"simclr: SIMCLR_URL={url} has no http://; write {meant}"
+
+
+def test_the_help_says_how_long_the_demo_trains() -> None:
+    told = " ".join(simclr("demo", "--help").output.replace("│", " ").split())
+    assert f"Default: {DEMO['spec']['epochs']}." in told
 
 
 @pytest.mark.parametrize(("state", "exit_code"), [("succeeded", 0), ("failed", 1), ("cancelled", 1)])

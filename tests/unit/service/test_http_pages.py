@@ -45,6 +45,7 @@ async def test_a_browser_without_a_token_is_asked_for_one(service: HttpApp) -> N
         page = await service.http.get(path, headers=BROWSER)
         assert page.status_code == 401
         assert "<form" in page.text
+        assert "simclr token create NAME --owner YOU" in page.text
     assert_problem(await service.http.get("/ui"), 401)
 
 

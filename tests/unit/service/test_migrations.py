@@ -70,6 +70,14 @@ def test_there_is_no_way_back_to_what_never_was_or_is_no_older(address: str, rev
     assert migrations.current(address) == "0002"
 
 
+@pytest.mark.parametrize(("at", "words"), [(None, "has no tables yet"), ("0001", "0001, the oldest there is")])
+def test_where_nothing_is_older_there_is_nothing_to_take_back(address: str, at: str | None, words: str) -> None:
+    if at:
+        migrations.upgrade(address, at)
+    with pytest.raises(SettingsError, match=f"{words}.*nothing to take back"):
+        migrations.downgrade(address, "0001")
+
+
 def test_the_command_line_goes_up_and_back_but_drops_nothing(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SIMCLR_DATABASE_URL", address)
     for words, exit_code, revision in (
