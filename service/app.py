@@ -154,7 +154,7 @@ def build(settings: Settings) -> FastAPI:
             token=settings.ray_token,
             code=installed_code() if settings.ships_code else None,
         ),
-        tracking=MlflowTracking(settings.mlflow_uri),
+        tracking=MlflowTracking(settings.mlflow_uri, ui_url=settings.mlflow_ui_url),
         blobs=open_storage(settings.storage_uri),
     )
 

@@ -9,7 +9,7 @@ import json
 import os
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 from pydantic import Field, PlainSerializer, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -18,6 +18,9 @@ from trainer.data.files import named_place
 from trainer.errors import DataError
 
 __all__ = ["Settings", "wrong_settings"]
+
+
+HTTP: Final = "^https?://"
 
 
 class Settings(BaseSettings):
@@ -32,6 +35,8 @@ class Settings(BaseSettings):
     storage: str | None = None  # directory or s3://bucket/prefix
     mlflow_uri: str | None = Field(None, repr=False)  # may carry a user and a password
     ray_address: str | None = Field(None, repr=False)  # the dashboard's http address, which serves the Jobs API
+    mlflow_ui_url: str | None = Field(None, pattern=HTTP)  # where people open MLflow; None: at mlflow_uri
+    ray_ui_url: str | None = Field(None, pattern=HTTP)  # where people open Ray's dashboard; None: at ray_address
     ray_token: SecretStr | None = None  # where the cluster runs with RAY_AUTH_MODE=token
     cpus: int | None = Field(None, ge=1, le=4096)  # logical CPUs of the embedded, fixed Ray
     ship_code: bool = True  # each job to a cluster brings the training code; off: the nodes' own is used

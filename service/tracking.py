@@ -36,9 +36,15 @@ _POINTS_A_PAGE: Final = 25_000
 class MlflowTracking:
     """An MLflow server; implements `ports.Tracking`."""
 
-    def __init__(self, uri: str, *, transport: httpx2.AsyncBaseTransport | None = None) -> None:
-        """Connect to `uri`; a user and password in it become basic auth and appear nowhere else."""
+    def __init__(
+        self, uri: str, *, ui_url: str | None = None, transport: httpx2.AsyncBaseTransport | None = None
+    ) -> None:
+        """Connect to `uri`; a user and password in it become basic auth and appear nowhere else.
+
+        Pages are at `ui_url`, if people do not reach `uri`.
+        """
         self._address = without_userinfo(uri).rstrip("/")
+        self._ui_address = without_userinfo(ui_url or uri).rstrip("/")
         parts = urlsplit(uri)
         self._http = httpx2.AsyncClient(
             base_url=self._address,
@@ -104,7 +110,7 @@ class MlflowTracking:
         run_id = mlflow_run_id or self._parent_run_ids.get(experiment_id)
         if run_id is None or self._mlflow_experiment_id is None:
             return None
-        return f"{self._address}/#/experiments/{self._mlflow_experiment_id}/runs/{run_id}"
+        return f"{self._ui_address}/#/experiments/{self._mlflow_experiment_id}/runs/{run_id}"
 
     async def close(self) -> None:
         await self._http.aclose()

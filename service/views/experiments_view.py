@@ -143,9 +143,10 @@ def _links(record: ExperimentRecord, services: Services, trials: Sequence[TrialV
 
 
 def _dashboard(record: ExperimentRecord, services: Services) -> str | None:
-    if services.settings.ray_address is None:
+    found = services.settings.ray_ui_url or services.settings.ray_address
+    if found is None:
         return None
-    address = without_userinfo(services.settings.ray_address)
+    address = without_userinfo(found)
     if not record.attempt:
         return address
     return f"{address.rstrip('/')}/#/jobs/{submission_id(record.id, record.attempt)}"

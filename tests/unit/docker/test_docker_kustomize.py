@@ -269,6 +269,13 @@ def test_the_service_understands_every_setting_it_is_given(monkeypatch: pytest.M
     assert "simclr.example.org" in Settings().allowed_hosts
 
 
+def test_mlflow_answers_who_comes_by_a_forwarded_port(documents: list[Document]) -> None:
+    (_, _, pod) = next(each for each in pods(documents) if each[1].get("app.kubernetes.io/name") == "mlflow")
+    given = {each["name"]: each.get("value", "") for each in pod["containers"][0]["env"]}
+    names = given["MLFLOW_SERVER_ALLOWED_HOSTS"].split(",")
+    assert {"mlflow:5000", "127.0.0.1:5000", "localhost:5000"} <= set(names)
+
+
 def test_a_gpu_worker_asks_for_gpus_and_tolerates_their_nodes() -> None:
     worker = next(spec for name, _, spec in pods(build("gpu")) if name == "ray worker")
     assert worker["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "8"

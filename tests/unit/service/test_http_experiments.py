@@ -7,12 +7,13 @@ import base64
 import hashlib
 import json
 from datetime import timedelta
+from pathlib import Path
 
 import httpx2
 import pytest
 
-from service.experiment import State
-from tests.harness.http_app import HttpApp, assert_problem, pointers, pretrain_body
+from service.experiment import State, submission_id
+from tests.harness.http_app import HttpApp, assert_problem, http_app, pointers, pretrain_body
 from trainer.context import trial_key
 
 pytestmark = pytest.mark.anyio
@@ -187,6 +188,22 @@ async def test_a_running_experiment_shows_its_progress_and_links(service: HttpAp
     assert progress["eta_s"] == (progress["steps"] - 3) * 32 / 64.0
     assert run.run_id in shown["links"]["mlflow"]
     assert shown["attempt"] == 1
+
+
+@pytest.mark.parametrize(
+    ("ui", "page"), [({}, "http://head:8265"), ({"ray_ui_url": "https://ray.lab.example/"}, "https://ray.lab.example")]
+)
+async def test_the_job_s_page_is_where_people_reach_ray(
+    tmp_path: Path, migrated_database: Path, datasets_dir: Path, ui: dict[str, str], page: str
+) -> None:
+    settings = {"ray_address": "http://secret@head:8265", **ui}
+    async with http_app(tmp_path, database=migrated_database, datasets=datasets_dir, **settings) as service:
+        created = await service.submit()
+        await service.run(created["id"])
+
+        shown = (await service.http.get(f"/experiments/{created['id']}")).json()
+
+        assert shown["links"]["ray_dashboard"] == f"{page}/#/jobs/{submission_id(created['id'], 1)}"
 
 
 async def test_a_succeeded_experiment_shows_its_best_and_offers_its_encoder(service: HttpApp) -> None:

@@ -169,6 +169,13 @@ async def test_the_page_of_the_parent_run_is_known_once_the_runs_were_read() -> 
     assert tracking.run_url("exp_1", "r1") == "http://mlflow.test:5000/#/experiments/7/runs/r1"
 
 
+async def test_a_run_s_page_is_where_people_reach_mlflow_if_that_is_elsewhere() -> None:
+    transport = httpx2.MockTransport(Server(search={"runs": []}))
+    tracking = MlflowTracking("http://mlflow:5000", ui_url="https://mlflow.lab.example/", transport=transport)
+    await tracking.trials("exp_1")
+    assert tracking.run_url("exp_1", "r1") == "https://mlflow.lab.example/#/experiments/7/runs/r1"
+
+
 @pytest.mark.parametrize(
     ("uri", "bare"),
     [
