@@ -1,6 +1,7 @@
 """The compose files, read by the real Compose."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 DOCKER = Path(__file__).parents[3] / "docker"
+OPERATIONS = DOCKER.parent / "docs" / "operations.md"
 COMPOSE = Path(sys.executable).with_name("docker-compose")
 SECRETS = {
     "MLFLOW_PASSWORD": "one",
@@ -103,6 +105,32 @@ def test_head_and_workers_are_one_image(document: dict[str, Any]) -> None:
     services = document["services"]
     assert services["ray-head"]["image"] == services["ray-worker"]["image"]
     assert services["ray-head"]["build"] == services["ray-worker"]["build"]
+
+
+def test_the_file_of_one_s_own_that_the_page_shows_gives_all_nodes_the_data_sets_and_mlflow_a_port(
+    tmp_path: Path,
+) -> None:
+    (shown,) = re.findall(r"^```yaml\n(.*?)^```$", OPERATIONS.read_text(), flags=re.MULTILINE | re.DOTALL)
+    own = tmp_path / "own.yaml"
+    own.write_text(shown)
+    result = config(("compose.yaml", str(own)), SECRETS, "--format", "json")
+    assert result.returncode == 0, result.stderr
+    services = json.loads(result.stdout)["services"]
+    for name in ("service", "ray-head", "ray-worker"):
+        (mount,) = [volume for volume in services[name]["volumes"] if volume["type"] == "bind"]
+        assert (mount["source"], mount["target"], mount["read_only"]) == ("/srv/datasets", "/datasets", True)
+    environment = services["service"]["environment"]
+    assert (environment["SIMCLR_DATASETS"], environment["SIMCLR_MAX_RUNNING_PER_OWNER"]) == ("/datasets", "2")
+    assert environment["SIMCLR_STORAGE"] == "s3://simclr/state"
+    assert set(services["mlflow"]["networks"]) == {"database", "cluster", "front"}
+    assert [(port["host_ip"], port["target"]) for port in services["mlflow"]["ports"]] == [("127.0.0.1", 5000)]
+
+
+def test_every_variable_that_compose_reads_is_named_by_the_page() -> None:
+    read = re.findall(r"\$\{(\w+):", (DOCKER / "compose.yaml").read_text())
+    assert len(set(read)) > 12
+    for name in read:
+        assert name in OPERATIONS.read_text(), name
 
 
 def test_with_gpus_one_worker_has_them_all_and_the_image_that_can_use_them() -> None:

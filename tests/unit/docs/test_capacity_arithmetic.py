@@ -57,7 +57,7 @@ def test_the_table_for_8_to_1024_gpus_is_what_its_formulas_come_to(learner: Simc
         share = (num_ranks - 1) / num_ranks
         expected = [
             num_images / num_ranks,
-            2 * num_images * width * 4,
+            2 * num_images * width * 4 * share,
             2 * 4 * num_parameters * share,
             sum(num_ranks * (2 * each + 1) * 4 + 2 * 2 * each * 4 * share for each in channels(learner)),
             2 * num_images / num_ranks * 2 * num_images * 4,
