@@ -31,6 +31,12 @@ def test_every_link_of_a_page_leads_to_a_file_and_a_heading_that_exist(file: Pat
             assert anchor in headings(there.read_text()), target
 
 
+def test_the_list_of_decisions_holds_each() -> None:
+    folder = ROOT / "docs" / "decisions"
+    files = sorted(file.name for file in folder.glob("*.md") if file.name != "README.md")
+    assert targets((folder / "README.md").read_text()) == files
+
+
 @pytest.mark.parametrize(("title", "first"), FAILURES)
 def test_every_failure_that_is_told_of_has_its_entry_in_the_runbook(title: str, first: str) -> None:
     rows = table(section(page("operations.md"), title), first)
