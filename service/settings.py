@@ -119,9 +119,10 @@ class Settings(BaseSettings):
 
 
 def wrong_settings(error: ValidationError) -> str:
-    """Return which variables are wrong, and what each wants; no values, which may be secrets."""
+    """Return which variables are wrong, and what each wants; one that may hold a secret takes any text."""
     return "; ".join(
-        f"SIMCLR_{item['loc'][0]}".upper() + f": {item['msg'].removeprefix('Value error, ')}" for item in error.errors()
+        f"SIMCLR_{str(item['loc'][0]).upper()}={item['input']}: {item['msg'].removeprefix('Value error, ')}"
+        for item in error.errors()
     )
 
 

@@ -275,7 +275,7 @@ def test_a_setting_that_is_none_is_named(
     result = simclr(*command.split())
 
     assert result.exit_code == 2, result.exception
-    assert f"simclr: {setting}: " in result.stderr
+    assert f"simclr: {setting}={value}: " in result.stderr
     assert words in result.stderr
 
 
