@@ -153,7 +153,7 @@ class RayJobs:
         if answer.status_code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
             raise ClusterUnavailable("Ray refuses the service's token; set SIMCLR_RAY_TOKEN to that of the cluster")
         if not answer.is_success:
-            raise ClusterUnavailable(f"Ray answers {answer.status_code}: {_last_line(answer.text)}")
+            raise ClusterUnavailable(f"Ray answers {answer.status_code}: {_last_line(answer.text)}", is_refusal=True)
         return answer
 
     async def _json(self, answer: httpx2.Response) -> dict[str, Any]:

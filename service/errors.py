@@ -101,10 +101,17 @@ class SettingsError(ServiceError):
 
 
 class Unavailable(ServiceError):
-    """Something the service rests on does not answer; try again later."""
+    """Something the service rests on does not answer, or (`is_refusal`) refuses what it was asked; try again later.
+
+    A refusal says something of this one call; what is silent to one caller is silent to all.
+    """
 
     code = "unavailable"
     retryable = True
+
+    def __init__(self, message: str, *, is_refusal: bool = False, **context: Any) -> None:
+        super().__init__(message, **context)
+        self.is_refusal = is_refusal
 
 
 class StoreUnavailable(Unavailable):

@@ -38,7 +38,10 @@ class StorageThreads:
         self._num_idle = 0
 
     async def run(self, call: Callable[[], Result], *, within_s: float | None = ANSWER_S) -> Result:
-        """Return `call()`. Raises BlobsUnavailable for an OSError, and after `within_s`, a thread's turn included."""
+        """Return `call()`. Raises BlobsUnavailable after `within_s`, a thread's turn included, and for an OSError.
+
+        That is a refusal, unless it says that a time was up.
+        """
         future: Future[Result] = Future()
         context = copy_context()
         self._put(future, lambda: context.run(call))
@@ -46,7 +49,8 @@ class StorageThreads:
             async with asyncio.timeout(within_s):
                 return await asyncio.wrap_future(future)  # left to itself when the time is up
         except OSError as error:  # a TimeoutError is one
-            raise BlobsUnavailable(f"storage does not answer: {str(error) or type(error).__name__}") from error
+            message = f"storage does not answer: {str(error) or type(error).__name__}"
+            raise BlobsUnavailable(message, is_refusal=not isinstance(error, TimeoutError)) from error
 
     def _put(self, future: Future[Any], call: Callable[[], Any]) -> None:
         with self._changed:

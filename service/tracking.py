@@ -197,7 +197,7 @@ class MlflowTracking:
     @staticmethod
     def _expect(answer: httpx2.Response) -> None:
         if not answer.is_success:
-            raise TrackingUnavailable(f"MLflow answers {answer.status_code}")
+            raise TrackingUnavailable(f"MLflow answers {answer.status_code}", is_refusal=True)
 
 
 def _unavailable(error: httpx2.HTTPError) -> TrackingUnavailable:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import partial
 from typing import Final
 
@@ -25,6 +25,7 @@ from service.dispatch.attempt_markers import AttemptMarkers
 from service.dispatch.backfills import Backfills
 from service.dispatch.conditions import FAILING, WAITING, Conditions
 from service.dispatch.dispatcher_metrics import DispatcherMetrics
+from service.dispatch.holdings import Holdings
 from service.dispatch.reconciler import ON_CLUSTER, Reconciler
 from service.dispatch.run_closing import RunCloser
 from service.dispatch.step_report import StepReport
@@ -39,7 +40,6 @@ from trainer.storage import Storage
 
 __all__ = ["Dispatcher"]
 
-LEASE_S: Final = 15.0  # how long a dispatcher that died keeps others from its experiments
 PERIOD_S: Final = 0.5
 LEAST_PERIOD_S: Final = 0.25  # however many submit: a step asks the cluster, and looks at all that wait
 
@@ -65,10 +65,11 @@ class Dispatcher:
         self._store = store
         self._cluster = cluster
         self._settings = settings
-        self._claim = claim
+        self._holdings = Holdings(store=store, claim=claim, clock=clock)
         self._clock = clock
         self._metrics = metrics
-        self._outages = Outages()
+        self._outages = Outages(clock)
+        self._met_silence: set[str] = set()  # experiments that come last, so that they keep nobody waiting
         self._conditions = Conditions(store=store, clock=clock)
         markers = AttemptMarkers(blobs, self._outages)
         stragglers = Stragglers(cluster=cluster, outages=self._outages, clock=clock)
@@ -127,21 +128,34 @@ class Dispatcher:
         began_at = self._clock()
         report = self._report = StepReport()
         self._outages.forget()
-        records = await self._store.claim_due(self._claim, now=began_at, lease_s=LEASE_S)
+        records = await self._holdings.claim()
         report.num_active = len(records)
-        self._reconciler.begin(report, {record.id for record in records})
+        ids = {record.id for record in records}
+        self._reconciler.begin(report, ids)
+        self._met_silence &= ids
         started = await self._admit([record for record in records if record.state is State.QUEUED])
-        for record in [*started, *(record for record in records if record.state is not State.QUEUED)]:
-            if self._clock() - began_at > timedelta(seconds=LEASE_S / 2):
-                break  # what is left may soon be another's: it is claimed anew first
-            await self._guarded(record, self._reconciler.reconcile)
+        due = [*started, *(record for record in records if record.state is not State.QUEUED)]
+        for record in sorted(due, key=lambda record: record.id in self._met_silence):
+            await self._look_at(record)
         with suppress(BlobsUnavailable):
             report.num_closed = await self._runs.sweep(now=began_at)
-        report.outages = [outage.code for outage in self._outages.seen.values()]
+        report.outages = self._outages.codes
         if self._metrics is not None:
             now = self._clock()
             self._metrics.observe(report, records, now=now, duration_s=(now - began_at).total_seconds())
         return report
+
+    async def _look_at(self, claimed: ExperimentRecord) -> None:
+        """Bring one experiment on, as it is now."""
+        record = await self._holdings.current(claimed)
+        if record is None or record.state is State.QUEUED:
+            return
+        num_silent = self._outages.num_silent
+        await self._guarded(record, self._reconciler.reconcile)
+        if self._outages.num_silent > num_silent:
+            self._met_silence.add(record.id)
+        elif not num_silent:
+            self._met_silence.discard(record.id)
 
     async def _admit(self, queued: Sequence[ExperimentRecord]) -> list[ExperimentRecord]:
         """Move those that may start to `starting`, and say of the others why they wait."""
@@ -151,8 +165,11 @@ class Dispatcher:
         if not queued:
             return []
         try:
-            capacity = await self._outages.ask(ClusterUnavailable, self._cluster.capacity)
+            capacity = await self._cluster.capacity()
         except ClusterUnavailable as error:
+            self._outages.note(
+                error
+            )  # what tells of the nodes may be silent alone: the jobs are asked for all the same
             for record in queued:
                 await self._conditions.outage(record, error)
             return []
@@ -168,7 +185,9 @@ class Dispatcher:
         return started
 
     async def _start(self, record: ExperimentRecord, *, started: list[ExperimentRecord]) -> None:
-        started.append(await self._reconciler.move(record, State.STARTING, attempt=record.attempt + 1))
+        moved = await self._reconciler.move(record, State.STARTING, attempt=record.attempt + 1)
+        self._holdings.update(moved)
+        started.append(moved)
 
     async def _wait(self, record: ExperimentRecord, *, why: str) -> None:
         await self._conditions.take_back(record, ClusterUnavailable.code)

@@ -18,7 +18,7 @@ import psycopg
 import pytest
 
 from service.client import Client
-from service.dispatch.dispatcher import LEASE_S
+from service.dispatch.holdings import LEASE_S
 from service.experiment import submission_id
 from service.store import migrations
 from tests.conformance.postgres import PostgresServer
