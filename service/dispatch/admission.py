@@ -2,7 +2,8 @@
 
 Priority first; at equal priority the owner with the fewest running experiments; then age. One
 that does not fit lets smaller ones pass, until it has waited for `PATIENCE_S`: then nothing
-younger of the same or lower priority passes it any more, so that it cannot starve.
+younger of the same or lower priority passes it any more, so that it cannot starve. One that a
+cluster which cannot grow will never have room for holds up nobody.
 """
 
 from __future__ import annotations
@@ -37,6 +38,9 @@ class Demand:
     def fits(self, room: Demand) -> bool:
         """Return whether `room` holds this."""
         return self.cpus <= room.cpus and self.gpus <= room.gpus
+
+    def __str__(self) -> str:
+        return f"{self.cpus:g} CPUs" + (f" and {self.gpus:g} GPUs" if self.gpus else "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,13 +93,19 @@ def admit(
     now: datetime,
 ) -> Admission:
     """Return which of `queued` start beside `running` (all that hold or will hold workers)."""
+    total = Demand(cpus=capacity.cpus_total, gpus=capacity.gpus_total)
     held = sum((most_demand(record) for record in running), Demand())
-    room = Demand(cpus=capacity.cpus_total - held.cpus, gpus=capacity.gpus_total - held.gpus)
-    hall = _Hall(limits=limits, room=room, num_running=len(running), by_owner=Counter(r.owner for r in running))
+    hall = _Hall(
+        limits=limits,
+        total=total,
+        room=Demand(cpus=total.cpus - held.cpus, gpus=total.gpus - held.gpus),
+        num_running=len(running),
+        by_owner=Counter(r.owner for r in running),
+    )
     due = [record for record in queued if record.not_before is None or record.not_before <= now]
     impatient = timedelta(seconds=PATIENCE_S)
     for record in due:
-        if now - record.created_at >= impatient and hall.lacks_room_for(record):
+        if now - record.created_at >= impatient and hall.lacks_room_for(record) and not hall.is_too_small_for(record):
             hall.barriers.append(record)
     by_priority = sorted(due, key=lambda record: (-record.priority, record.created_at, record.id))
     for _, equals in groupby(by_priority, key=lambda record: record.priority):
@@ -125,7 +135,8 @@ class _Hall:
     """Who is in, and what room is left."""
 
     limits: Limits
-    room: Demand
+    total: Demand  # what it has
+    room: Demand  # what is free of it
     num_running: int
     by_owner: Counter[str]
     barriers: list[ExperimentRecord] = field(default_factory=list)  # waited too long to be passed
@@ -143,6 +154,10 @@ class _Hall:
         self.by_owner[record.owner] += 1
         self.admitted.append(record)
 
+    def is_too_small_for(self, record: ExperimentRecord) -> bool:
+        """Return whether it could not hold the record were nobody else in, and does not grow."""
+        return self.limits.is_fixed and not least_demand(record).fits(self.total)
+
     def lacks_room_for(self, record: ExperimentRecord) -> bool:
         if least_demand(record).fits(self.room):
             return False
@@ -152,6 +167,8 @@ class _Hall:
 
     def _obstacle(self, record: ExperimentRecord) -> str | None:
         limits = self.limits
+        if self.is_too_small_for(record):
+            return f"{least_demand(record)} are needed, and the cluster has {self.total}"
         if limits.max_running is not None and self.num_running >= limits.max_running:
             return f"{limits.max_running} experiments run at once, and they do"
         if limits.max_running_per_owner is not None and self.by_owner[record.owner] >= limits.max_running_per_owner:
@@ -159,9 +176,7 @@ class _Hall:
         if any(_is_before(barrier, record) for barrier in self.barriers):
             return "an older experiment has waited long for enough free workers and goes first"
         if self.lacks_room_for(record):
-            need = least_demand(record)
-            gpus = f" and {need.gpus:g} GPUs" if need.gpus else ""
-            return f"{need.cpus:g} CPUs{gpus} are needed and not free"
+            return f"{least_demand(record)} are needed and not free"
         return None
 
 

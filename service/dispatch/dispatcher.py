@@ -167,9 +167,7 @@ class Dispatcher:
         try:
             capacity = await self._cluster.capacity()
         except ClusterUnavailable as error:
-            self._outages.note(
-                error
-            )  # what tells of the nodes may be silent alone: the jobs are asked for all the same
+            self._outages.note(error)  # who tells of the nodes may be silent alone: jobs are asked for all the same
             for record in queued:
                 await self._conditions.outage(record, error)
             return []

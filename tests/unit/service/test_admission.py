@@ -83,6 +83,25 @@ def test_nothing_younger_of_the_same_priority_passes_one_that_waited_long() -> N
     assert "waited long" in decision.waiting["small"]
 
 
+def test_one_that_can_never_fit_holds_nobody_up_and_is_told_so() -> None:
+    queued = [
+        record("huge", workers=16, age_s=PATIENCE_S + 1),
+        record("gpus", workers=2, gpus=1, age_s=PATIENCE_S + 1),
+        record("small", workers=1),
+    ]
+    decision = decide(queued)
+    assert names(decision.admitted) == ["small"]
+    assert decision.waiting["huge"] == "16 CPUs are needed, and the cluster has 8 CPUs and 1 GPUs"
+    assert decision.waiting["gpus"] == "2 CPUs and 2 GPUs are needed, and the cluster has 8 CPUs and 1 GPUs"
+
+
+def test_one_that_a_growing_cluster_has_no_room_for_yet_still_goes_first_when_it_waited_long() -> None:
+    big = record("big", workers=64, age_s=PATIENCE_S + 1)
+    decision = decide([big, record("small", workers=1)], [record("r")], is_fixed=False)
+    assert decision.admitted == []
+    assert decision.waiting["big"] == "64 CPUs are needed and not free"
+
+
 def test_one_that_waits_for_its_owners_limit_holds_nobody_up() -> None:
     old = record("old", age_s=PATIENCE_S + 1)
     decision = decide([old, record("bob", owner="bob")], [record("r")], max_running_per_owner=1)
@@ -149,7 +168,8 @@ def test_whoever_fits_alone_starts_when_the_cluster_is_empty_and_nobody_else_wai
     asked: list[tuple[int, int, int, str]],
 ) -> None:
     queued = [
-        record(str(index), age_s=age_s, workers=min(workers, 8), priority=priority, owner=owner)
+        record(str(index), age_s=age_s, workers=workers, priority=priority, owner=owner)
         for index, (age_s, workers, priority, owner) in enumerate(asked)
     ]
-    assert bool(decide(queued).admitted) == bool(queued)
+    fit = [item for item in queued if least_demand(item).cpus <= CAPACITY.cpus_total]
+    assert bool(decide(queued).admitted) == bool(fit)
