@@ -15,7 +15,6 @@ from service.ports import ExperimentRecord, JsonObject
 from service.storage_threads import StorageThreads
 from trainer.context import experiment_key
 from trainer.storage import BlobMissing, Storage
-from trainer.unrecorded import unrecorded_runs
 
 __all__ = ["AttemptMarkers", "Left", "OpenRun", "RunStatus"]
 
@@ -49,9 +48,8 @@ class Left:
 
 @dataclass(frozen=True, kw_only=True)
 class OpenRun:
-    """An experiment whose MLflow runs may be open, and the job of its attempt still there."""
+    """What is known of an experiment whose MLflow runs may be open, and the job of its attempt still there."""
 
-    experiment_id: str
     attempt: int
     status: RunStatus | None  # the one that its runs are to get, once that is known
 
@@ -78,10 +76,6 @@ class AttemptMarkers:
         table = await self._read(experiment_id, "trials.json") or {}
         return list(table.get("trials", []))
 
-    async def unrecorded_runs(self, experiment_id: str) -> Sequence[str]:
-        """Return the runs of an ended experiment of which MLflow did not take all."""
-        return await self._in_thread(lambda: unrecorded_runs(self._blobs, experiment_id))
-
     async def ask_to_stop(self, record: ExperimentRecord, kind: Literal["pause", "cancel"]) -> None:
         """Leave the wish that the present attempt stops; asking again changes nothing."""
         wish = {"attempt": record.attempt, "kind": kind}
@@ -94,14 +88,15 @@ class AttemptMarkers:
         document = json.dumps({"attempt": attempt, "status": status}).encode()
         await self._in_thread(lambda: self._blobs.write(_OPEN_RUNS + experiment_id, document))
 
-    async def open_runs(self) -> Sequence[OpenRun]:
-        """Return the experiments with MLflow runs that may be open."""
+    async def open_runs(self) -> Sequence[str]:
+        """Return the ids of the experiments with MLflow runs that may be open."""
         keys = await self._in_thread(lambda: self._blobs.list(_OPEN_RUNS))
-        found = [(key.removeprefix(_OPEN_RUNS), await self._read_blob(key) or {}) for key in keys]
-        return [
-            OpenRun(experiment_id=name, attempt=document.get("attempt", 0), status=document.get("status"))
-            for name, document in found
-        ]
+        return [key.removeprefix(_OPEN_RUNS) for key in keys]
+
+    async def open_run(self, experiment_id: str) -> OpenRun:
+        """Return what is noted of one of them."""
+        document = await self._read_blob(_OPEN_RUNS + experiment_id) or {}
+        return OpenRun(attempt=document.get("attempt", 0), status=document.get("status"))
 
     async def forget_open_run(self, experiment_id: str) -> None:
         """Note that its MLflow runs are closed."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from typing import Final
 
-from service.dispatch.attempt_markers import AttemptMarkers
 from service.dispatch.conditions import Conditions
 from service.dispatch.job import backfill_job
+from service.dispatch.unrecorded_looks import UnrecordedLooks
 from service.errors import ClusterUnavailable
 from service.outage import Outages
 from service.ports import Cluster, ExperimentRecord, JobObservation, JobStatus
@@ -25,13 +26,13 @@ class Backfills:
         self,
         *,
         cluster: Cluster,
-        markers: AttemptMarkers,
+        looks: UnrecordedLooks,
         conditions: Conditions,
         outages: Outages,
         settings: Settings,
     ) -> None:
         self._cluster = cluster
-        self._markers = markers
+        self._looks = looks
         self._conditions = conditions
         self._outages = outages
         self._settings = settings
@@ -45,14 +46,18 @@ class Backfills:
             BlobsUnavailable: If storage cannot say what is unsent.
             ClusterUnavailable: If no job can be looked at or submitted.
         """
-        if not await self._markers.unrecorded_runs(record.id):
+        unrecorded = await self._looks.runs(record.id, purpose="is anything missing")
+        if unrecorded is None:
+            return False  # told at a later call
+        if not unrecorded:
             await self._conditions.take_back(record, CONDITION)
             return True
         for number in range(1, MOST_TRIES + 1):
             name = f"{record.id}-a{record.attempt}-backfill-{number}"
             status = (await self._observe(name)).status
             if status is JobStatus.MISSING:
-                if await self._markers.unrecorded_runs(record.id):  # the try before may have ended just now
+                # The try before may have ended since that look.
+                if await self._looks.runs(record.id, purpose=name):
                     await self._conditions.set(record, CONDITION, "what MLflow missed of it is sent now")
                     await self._submit(record, name)
                 return False
@@ -65,6 +70,10 @@ class Backfills:
             "`python -m trainer.backfill`, with the document of the experiment's last job, sends it",
         )
         return True
+
+    def keep(self, experiment_ids: Set[str]) -> None:
+        """Forget all experiments but these."""
+        self._looks.keep(experiment_ids)
 
     async def _observe(self, name: str) -> JobObservation:
         return await self._outages.ask(ClusterUnavailable, lambda: self._cluster.observe(name))

@@ -30,6 +30,7 @@ from service.dispatch.reconciler import ON_CLUSTER, Reconciler
 from service.dispatch.run_closing import RunCloser
 from service.dispatch.step_report import StepReport
 from service.dispatch.stragglers import Stragglers
+from service.dispatch.unrecorded_looks import UnrecordedLooks
 from service.errors import BlobsUnavailable, ClusterUnavailable, ExperimentNotFound, StaleState, StoreUnavailable
 from service.experiment import State
 from service.outage import Outages
@@ -81,7 +82,7 @@ class Dispatcher:
             outages=self._outages,
             backfills=Backfills(
                 cluster=cluster,
-                markers=markers,
+                looks=UnrecordedLooks(blobs),
                 conditions=self._conditions,
                 outages=self._outages,
                 settings=settings,

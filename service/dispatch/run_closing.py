@@ -11,12 +11,12 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Final
 
-from service.dispatch.attempt_markers import AttemptMarkers, OpenRun, RunStatus
+from service.dispatch.attempt_markers import AttemptMarkers, RunStatus
 from service.dispatch.backfills import Backfills
 from service.dispatch.conditions import Conditions
 from service.dispatch.settlement import run_status
 from service.dispatch.stragglers import Stragglers
-from service.errors import ClusterUnavailable, ExperimentNotFound, StaleState, TrackingUnavailable
+from service.errors import BlobsUnavailable, ClusterUnavailable, ExperimentNotFound, StaleState, TrackingUnavailable
 from service.experiment import TERMINAL, State, submission_id
 from service.outage import Outages
 from service.ports import ExperimentRecord, Store, Tracking
@@ -76,33 +76,38 @@ class RunCloser:
             return 0
         self._swept_at = now
         num_closed = 0
-        for open_run in await self._markers.open_runs():
+        ids = await self._markers.open_runs()
+        self._backfills.keep(set(ids))
+        for experiment_id in ids:
             try:
-                num_closed += await self._close_if_ended(open_run)
-            except TrackingUnavailable:
-                break  # the others would be told the same
-            except ClusterUnavailable:
-                continue  # one that needs a job, or has one, waits; the others do not
+                num_closed += await self._close_if_ended(experiment_id)
+            except TrackingUnavailable as error:
+                if not error.is_refusal:
+                    break  # the others would be told the same
+            except (BlobsUnavailable, ClusterUnavailable):
+                continue  # one that cannot be read, needs a job, or has one, waits; the others do not
             except StaleState:
                 continue  # its condition is being written by another
         return num_closed
 
-    async def _close_if_ended(self, open_run: OpenRun) -> bool:
+    async def _close_if_ended(self, experiment_id: str) -> bool:
         try:
-            record = await self._store.get(open_run.experiment_id)
+            record = await self._store.get(experiment_id)
         except ExperimentNotFound:  # deleted since
-            await self._ask_mlflow(open_run.experiment_id, open_run.status or "KILLED")
+            open_run = await self._markers.open_run(experiment_id)
+            await self._ask_mlflow(experiment_id, open_run.status or "KILLED")
         else:
             if record.state not in TERMINAL:
                 return False
+            open_run = await self._markers.open_run(experiment_id)
             is_complete = await self._backfills.is_done(record)  # first: what it sends may open a run
             await self._ask_mlflow(record.id, run_status(record.state))
             await self._conditions.take_back(record, CONDITION)
             if not is_complete:
                 return False
-        if not await self._stragglers.is_gone(submission_id(open_run.experiment_id, open_run.attempt)):
+        if not await self._stragglers.is_gone(submission_id(experiment_id, open_run.attempt)):
             return False
-        await self._markers.forget_open_run(open_run.experiment_id)
+        await self._markers.forget_open_run(experiment_id)
         return True
 
     async def _ask_mlflow(self, experiment_id: str, status: RunStatus) -> None:

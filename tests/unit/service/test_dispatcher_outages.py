@@ -13,6 +13,7 @@ import pytest
 
 from service.errors import ClusterUnavailable
 from service.experiment import State, submission_id
+from service.ports import JobObservation
 from tests.fakes.control_plane import ControlPlane
 from trainer.context import experiment_key
 
@@ -123,7 +124,7 @@ async def test_a_step_that_takes_long_looks_at_nothing_that_another_dispatcher_t
     first, second = plane.dispatcher, plane.start_dispatcher("second")
     observe = plane.cluster.observe
 
-    async def hang(*_: object) -> Any:
+    async def hang(submission_id: str) -> JobObservation:
         plane.cluster.observe = observe  # type: ignore[method-assign] # the next calls are the real ones
         plane.clock.advance(20)  # longer than the lease
         await plane.ask(younger, State.CANCELLING)
@@ -168,10 +169,12 @@ async def test_a_refusal_of_one_job_is_no_outage_for_the_others(plane: ControlPl
     older, younger = await two_running(plane)
     observe = plane.cluster.observe
 
-    async def refuse(name: str) -> Any:
-        if name == submission_id(older, 1):
+    refused = submission_id(older, 1)
+
+    async def refuse(submission_id: str) -> JobObservation:
+        if submission_id == refused:
             raise ClusterUnavailable("Ray answers 500: no", is_refusal=True)
-        return await observe(name)
+        return await observe(submission_id)
 
     plane.cluster.observe = refuse  # type: ignore[method-assign] # of one job
     plane.cluster.kill(submission_id(younger, 1))
