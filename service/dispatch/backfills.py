@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Collection
 from typing import Final
 
 from service.dispatch.conditions import Conditions
@@ -71,7 +71,7 @@ class Backfills:
         )
         return True
 
-    def keep(self, experiment_ids: Set[str]) -> None:
+    def keep(self, experiment_ids: Collection[str]) -> None:
         """Forget all experiments but these."""
         self._looks.keep(experiment_ids)
 

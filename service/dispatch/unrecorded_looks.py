@@ -7,7 +7,7 @@ step may wait for it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence, Set
+from collections.abc import Collection, Sequence
 from typing import Final
 
 from service.storage_threads import StorageThreads
@@ -51,7 +51,7 @@ class UnrecordedLooks:
         del self._looks[key]
         return look.result()
 
-    def keep(self, experiment_ids: Set[str]) -> None:
+    def keep(self, experiment_ids: Collection[str]) -> None:
         """Forget the looks at all other experiments."""
         for key in [key for key in self._looks if key[0] not in experiment_ids]:
             self._looks.pop(key).cancel()

@@ -69,7 +69,7 @@ async def two_ended(plane: ControlPlane) -> tuple[str, str]:
 async def test_one_whose_trials_take_long_to_read_holds_up_no_step_and_no_other(
     plane: ControlPlane, monkeypatch: pytest.MonkeyPatch, gate: threading.Event
 ) -> None:
-    large, small = await two_ended(plane)
+    large, _ = await two_ended(plane)
 
     def keep_waiting(key: str) -> None:
         if key.startswith(experiment_key(large, "trials/")):
