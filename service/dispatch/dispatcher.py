@@ -26,6 +26,7 @@ from service.dispatch.backfills import Backfills
 from service.dispatch.conditions import FAILING, WAITING, Conditions
 from service.dispatch.dispatcher_metrics import DispatcherMetrics
 from service.dispatch.holdings import Holdings
+from service.dispatch.listing import all_in
 from service.dispatch.reconciler import ON_CLUSTER, Reconciler
 from service.dispatch.run_closing import RunCloser
 from service.dispatch.step_report import StepReport
@@ -34,7 +35,7 @@ from service.dispatch.unrecorded_looks import UnrecordedLooks
 from service.errors import BlobsUnavailable, ClusterUnavailable, ExperimentNotFound, StaleState, StoreUnavailable
 from service.experiment import State
 from service.outage import Outages
-from service.ports import Cluster, ExperimentRecord, ListQuery, Store, Tracking
+from service.ports import Cluster, ExperimentRecord, Store, Tracking
 from service.settings import Settings
 from service.waiting import first_of, happens
 from trainer.storage import Storage
@@ -172,7 +173,7 @@ class Dispatcher:
             for record in queued:
                 await self._conditions.outage(record, error)
             return []
-        running = [record for record in await self._all_on_cluster() if _is_readable(record)]
+        running = [record for record in await all_in(self._store, ON_CLUSTER) if _is_readable(record)]
         limits = Limits.of(self._settings)
         decision = admit(queued, running, capacity=capacity, limits=limits, now=self._clock())
         started: list[ExperimentRecord] = []
@@ -191,16 +192,6 @@ class Dispatcher:
     async def _wait(self, record: ExperimentRecord, *, why: str) -> None:
         await self._conditions.take_back(record, ClusterUnavailable.code)
         await self._conditions.set(record, WAITING, why)
-
-    async def _all_on_cluster(self) -> list[ExperimentRecord]:
-        """Return what holds or will hold workers, whichever dispatcher looks after it."""
-        running: list[ExperimentRecord] = []
-        page = await self._store.list(ListQuery(states=ON_CLUSTER, page_size=1000))
-        running += page.items
-        while page.next_after is not None:
-            page = await self._store.list(ListQuery(states=ON_CLUSTER, page_size=1000, after=page.next_after))
-            running += page.items
-        return running
 
     async def _guarded(self, record: ExperimentRecord, action: Callable[[ExperimentRecord], Awaitable[None]]) -> None:
         """Do what is due for one experiment; what goes wrong with it stays with it."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Final
 
+from service.dispatch.absences import LEAST_S, tell_absences
 from service.ports import ExperimentRecord, Store
 
 __all__ = ["LEASE_S", "Holdings"]
@@ -29,8 +30,11 @@ class Holdings:
 
     async def claim(self) -> Sequence[ExperimentRecord]:
         """Claim what is due and return it, by priority, then age."""
-        self._claimed_at = self._clock()
-        records = await self._store.claim_due(self._claim, now=self._claimed_at, lease_s=LEASE_S)
+        now = self._clock()
+        if self._claimed_at is None or now - self._claimed_at > timedelta(seconds=LEAST_S):
+            await tell_absences(self._store, now=now)
+        records = await self._store.claim_due(self._claim, now=now, lease_s=LEASE_S)
+        self._claimed_at = now
         self._records = {record.id: record for record in records}
         return records
 

@@ -14,10 +14,11 @@ from typing import Any, Final
 from service.experiment import State
 from service.ports import Event, JsonObject, Store
 
-__all__ = ["Story", "as_told"]
+__all__ = ["ABSENCE", "COUNTED", "Story", "as_told"]
 
+ABSENCE: Final = "unattended"  # the condition that tells since when and how long nobody looked after it
 # Time in these counts towards the wall time: the cluster works for it, or is about to again.
-_ON_CLUSTER: Final = frozenset({State.RUNNING, State.RECOVERING, State.PAUSING})
+COUNTED: Final = frozenset({State.RUNNING, State.RECOVERING, State.PAUSING})
 _EVENTS_A_READ: Final = 1000
 
 
@@ -30,6 +31,7 @@ class Story:
     trials: dict[str, JsonObject] = field(default_factory=dict)  # the last told row of each trial
     _state: State | None = None
     _on_cluster_s: float = 0.0
+    _absences_s: dict[str, float] = field(default_factory=dict)  # by when they began
 
     async def read_on(self, store: Store, experiment_id: str) -> None:
         """Take in what happened since the last read."""
@@ -44,8 +46,8 @@ class Story:
         return (now - self.since).total_seconds() if self.since else 0.0
 
     def time_on_cluster_s(self, now: datetime) -> float:
-        """Return how long it has run in all, over attempts, without queues and pauses."""
-        return self._on_cluster_s + (self.time_in_state_s(now) if self._state in _ON_CLUSTER else 0.0)
+        """Return how long it has run in all, over attempts, without queues, pauses and absences."""
+        return self._on_cluster_s + (self.time_in_state_s(now) if self._state in COUNTED else 0.0)
 
     def news_of(self, rows: Sequence[Mapping[str, Any]]) -> list[JsonObject]:
         """Return the rows of a trial table that differ from what was told last."""
@@ -59,6 +61,15 @@ class Story:
             elif event.type == "state":
                 self._on_cluster_s = self.time_on_cluster_s(event.at)
                 self._state, self.since = State(event.data["state"]), event.at
+            elif event.data.get("type") == ABSENCE:
+                self._leave_out(event.data["since"], event.data["seconds"])
+
+    def _leave_out(self, since: str, seconds: float) -> None:
+        """Count off an absence, or what it is longer than was told before."""
+        told_s = self._absences_s.get(since, 0.0)
+        if self._state in COUNTED and seconds > told_s:
+            self._on_cluster_s -= seconds - told_s
+            self._absences_s[since] = seconds
 
 
 def as_told(row: Mapping[str, Any]) -> JsonObject:
