@@ -217,12 +217,15 @@ class Store(Protocol):
     async def delete(self, experiment_id: str) -> None:
         """Remove a terminal or paused experiment with its events and keys. Raises StaleState otherwise."""
 
-    async def claim_due(self, claim: str, *, now: datetime, lease_s: float) -> Sequence[ExperimentRecord]:
+    async def claim_due(
+        self, claim: str, *, now: datetime, lease_s: float, with_queue_of_others: bool = False
+    ) -> Sequence[ExperimentRecord]:
         """Claim for `lease_s` and return every ACTIVE experiment that no other dispatcher holds.
 
         What the caller holds already is claimed anew once half of its lease is over.
         Of a long queue only the head: the first 64 of each owner. Those that wait (`not_before`)
-        are among them; when to start one is the caller's business. Ordered by priority (high
+        are among them; when to start one is the caller's business. `with_queue_of_others`: beside
+        it what others hold of that head, told apart by `claim`. Ordered by priority (high
         first), then age. A row that cannot be read is left out and logged; it never hides the others.
         """
 

@@ -173,12 +173,17 @@ class Dispatcher:
             for record in queued:
                 await self._conditions.outage(record, error)
             return []
-        running = [record for record in await all_in(self._store, ON_CLUSTER) if _is_readable(record)]
+        running = {record.id: record for record in await all_in(self._store, ON_CLUSTER) if _is_readable(record)}
+        # Each dispatcher decides over the whole queue, and so alike, and starts what it holds.
+        others = [record for record in self._holdings.queue_of_others if _is_readable(record)]
+        waiting = [record for record in [*queued, *others] if record.id not in running]
         limits = Limits.of(self._settings)
-        decision = admit(queued, running, capacity=capacity, limits=limits, now=self._clock())
+        decision = admit(waiting, list(running.values()), capacity=capacity, limits=limits, now=self._clock())
         started: list[ExperimentRecord] = []
+        mine = {record.id for record in queued}
         for record in decision.admitted:
-            await self._guarded(record, partial(self._start, started=started))
+            if record.id in mine:
+                await self._guarded(record, partial(self._start, started=started))
         for record in queued:
             if record.id in decision.waiting:
                 await self._guarded(record, partial(self._wait, why=decision.waiting[record.id]))

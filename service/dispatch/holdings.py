@@ -27,15 +27,18 @@ class Holdings:
         self._clock = clock
         self._claimed_at: datetime | None = None
         self._records: dict[str, ExperimentRecord] = {}
+        self.queue_of_others: Sequence[ExperimentRecord] = ()  # that they are to start
 
     async def claim(self) -> Sequence[ExperimentRecord]:
         """Claim what is due and return it, by priority, then age."""
         now = self._clock()
         if self._claimed_at is None or now - self._claimed_at > timedelta(seconds=LEAST_S):
             await tell_absences(self._store, now=now)
-        records = await self._store.claim_due(self._claim, now=now, lease_s=LEASE_S)
+        found = await self._store.claim_due(self._claim, now=now, lease_s=LEASE_S, with_queue_of_others=True)
         self._claimed_at = now
+        records = [record for record in found if record.claim == self._claim]
         self._records = {record.id: record for record in records}
+        self.queue_of_others = [record for record in found if record.claim != self._claim]
         return records
 
     def update(self, record: ExperimentRecord) -> None:

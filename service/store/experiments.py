@@ -159,11 +159,15 @@ def claim_due(connection: Connection, claim: str, *, queued: Sequence[str], now:
     connection.execute(update(experiments).where(c.id.in_(free)).values(claim=claim, claimed_until=until))
 
 
-def claimed(connection: Connection, claim: str, *, queued: Sequence[str], now: datetime) -> Sequence[ExperimentRecord]:
-    """Return what `claim_due` claimed, by priority, then age."""
+def claimed(
+    connection: Connection, claim: str, *, queued: Sequence[str], now: datetime, with_queue_of_others: bool
+) -> Sequence[ExperimentRecord]:
+    """Return what `claim_due` claimed, and on demand all else of `queued`, by priority, then age."""
     c = experiments.c
-    mine = select(experiments).where(_is_due(queued), c.claim == claim, c.claimed_until >= now)
-    found = rows.read_each(connection, mine.order_by(c.priority.desc(), c.created_at, c.id))
+    is_mine = and_(c.claim == claim, c.claimed_until >= now)
+    is_asked_for = or_(is_mine, c.state == State.QUEUED) if with_queue_of_others else is_mine
+    asked_for = select(experiments).where(_is_due(queued), is_asked_for)
+    found = rows.read_each(connection, asked_for.order_by(c.priority.desc(), c.created_at, c.id))
     return [each for each in found if each is not None]
 
 

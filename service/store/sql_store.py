@@ -130,11 +130,15 @@ class SqlStore:
     async def delete(self, experiment_id: str) -> None:
         await self._database.write(experiments.remove, experiment_id)
 
-    async def claim_due(self, claim: str, *, now: datetime, lease_s: float) -> Sequence[ExperimentRecord]:
+    async def claim_due(
+        self, claim: str, *, now: datetime, lease_s: float, with_queue_of_others: bool = False
+    ) -> Sequence[ExperimentRecord]:
         # In three: neither a long queue nor the reading of many rows must keep writers waiting.
         queued = await self._database.read(experiments.head_of_queue)
         await self._database.write(experiments.claim_due, claim, queued=queued, now=now, lease_s=lease_s)
-        return await self._database.read(experiments.claimed, claim, queued=queued, now=now)
+        return await self._database.read(
+            experiments.claimed, claim, queued=queued, now=now, with_queue_of_others=with_queue_of_others
+        )
 
     async def append_event(self, experiment_id: str, type_: Literal["trial", "condition"], data: JsonObject) -> Event:
         return await self._database.write(events.append, experiment_id, type_, data, at=self._clock())

@@ -695,6 +695,18 @@ async def test_a_claim_that_lasts_is_returned_again_and_not_written_again(store:
     assert (again.id, again.claimed_until) == (record.id, first.claimed_until)
 
 
+async def test_the_queue_that_others_hold_is_told_on_demand_and_stays_theirs(store: SqlStore, clock: Clock) -> None:
+    mine = await made(store)
+    await store.claim_due("one", now=clock.now, lease_s=10)
+    await made(store, State.RUNNING)
+    theirs = await made(store, priority=5)
+    await store.claim_due("two", now=clock.now, lease_s=10)
+    for _ in range(2):
+        found = await store.claim_due("one", now=clock.now, lease_s=10, with_queue_of_others=True)
+        assert [(each.id, each.claim) for each in found] == [(theirs.id, "two"), (mine.id, "one")]
+    assert [each.id for each in await store.claim_due("one", now=clock.now, lease_s=10)] == [mine.id]
+
+
 async def test_two_claimers_at_once_share_without_overlap(store: SqlStore, address: str, clock: Clock) -> None:
     records = [await made(store) for _ in range(20)]
     other = SqlStore(address, clock=clock, wait_s=PATIENCE_S)
