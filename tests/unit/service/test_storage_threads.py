@@ -69,18 +69,20 @@ async def test_a_thread_is_started_when_none_is_idle_keeps_no_answer_and_ends() 
     class Answer:
         pass
 
-    def named(name: str) -> int:
-        return sum(each.name == name for each in threading.enumerate())
+    others = set(threading.enumerate())  # those of other tests may end meanwhile
 
-    before, threads = named("storage"), StorageThreads(idle_s=0.2)
+    def started() -> int:
+        return sum(each.name == "storage" for each in set(threading.enumerate()) - others)
+
+    threads = StorageThreads(idle_s=0.2)
     answers = []
     for _ in range(NUM_THREADS):
         answers.append(weakref.ref(await threads.run(Answer)))
         await asyncio.sleep(0.02)
-        assert named("storage") == before + 1
+        assert started() == 1
     gc.collect()
     assert [answer() for answer in answers] == [None] * NUM_THREADS
-    while named("storage") > before:  # noqa: ASYNC110 - it ends by itself
+    while started():  # noqa: ASYNC110 - it ends by itself
         await asyncio.sleep(0.02)
     assert await threads.run(lambda: "answer") == "answer"
 
