@@ -39,14 +39,19 @@ class StorageThreads:
 
     async def run(self, call: Callable[[], Result], *, within_s: float | None = ANSWER_S) -> Result:
         """Return `call()`. Raises BlobsUnavailable for an OSError, and after `within_s`, a thread's turn included."""
-        future: Future[Result] = Future()
-        context = copy_context()
-        self._put(future, lambda: context.run(call))
+        future = self.begin(call)
         try:
             async with asyncio.timeout(within_s):
                 return await asyncio.wrap_future(future)  # left to itself when the time is up
         except OSError as error:  # a TimeoutError is one
             raise BlobsUnavailable(f"storage does not answer: {str(error) or type(error).__name__}") from error
+
+    def begin(self, call: Callable[[], Result]) -> Future[Result]:
+        """Return what will be `call()`, or what it raised."""
+        future: Future[Result] = Future()
+        context = copy_context()
+        self._put(future, lambda: context.run(call))
+        return future
 
     def _put(self, future: Future[Any], call: Callable[[], Any]) -> None:
         with self._changed:

@@ -15,6 +15,7 @@ import httpx2
 from service.client import calls
 from service.client.calls import Call
 from service.client.delivery import (
+    DOWNLOAD_TIMEOUT,
     DROPPED,
     STREAM_TIMEOUT,
     BodyDigest,
@@ -276,7 +277,9 @@ class AsyncClient:
         delivery = self._delivery()
         while True:
             try:
-                async with self._http.stream("GET", calls.encoder_path(experiment_id)) as response:
+                async with self._http.stream(
+                    "GET", calls.encoder_path(experiment_id), timeout=DOWNLOAD_TIMEOUT
+                ) as response:
                     if response.is_success:
                         return await _save(response, path)
                     await response.aread()

@@ -19,8 +19,10 @@ from service.client.errors import ClientError, DigestMismatch, Unreachable, erro
 from service.experiment import TERMINAL
 
 __all__ = [
+    "DOWNLOAD_TIMEOUT",
     "DROPPED",
     "STREAM_TIMEOUT",
+    "TIMEOUT",
     "BodyDigest",
     "Delivery",
     "answer",
@@ -32,6 +34,9 @@ __all__ = [
 ]
 
 DROPPED: Final = "dropped"  # the last event of a stream whose client took them too slowly
+# Longer than the service takes to say that storage, data sets or the database do not answer.
+TIMEOUT: Final = httpx2.Timeout(60.0, connect=5.0)
+DOWNLOAD_TIMEOUT: Final = httpx2.Timeout(10.0, read=150.0)  # it reads an encoder of gigabytes before it sends any of it
 # The stream's heartbeat comes every 15 s: three missed ones are a lost connection.
 STREAM_TIMEOUT: Final = httpx2.Timeout(10.0, read=45.0)
 _FIRST_BACKOFF_S: Final = 0.2
@@ -72,10 +77,12 @@ class Delivery:
         return delay_s if self._clock() - self._began_at + delay_s <= self._retry_for_s else None
 
     def _give_up(self, error: httpx2.TransportError) -> NoReturn:
-        detail = (
-            f"no answer from {self._url} ({error or type(error).__name__}); "
+        way_out = (
             "start the service with `simclr serve`, or name another: SIMCLR_URL=http://HOST:PORT"
+            if isinstance(error, _NEVER_SENT)
+            else "it may have done what it was asked: look before you ask for it again"
         )
+        detail = f"no answer from {self._url} ({error or type(error).__name__}); {way_out}"
         raise Unreachable({"title": "Unreachable", "code": "unreachable", "detail": detail}) from error
 
 
@@ -105,7 +112,7 @@ def http_options(url: str, token: str | None, transport: Any) -> dict[str, Any]:
     return {
         "base_url": url.rstrip("/"),
         "headers": {"Authorization": f"Bearer {token}"} if token else {},
-        "timeout": httpx2.Timeout(30.0, connect=5.0),
+        "timeout": TIMEOUT,
         "trust_env": not is_loopback,  # a proxy does not lead to this machine
         "transport": transport,
     }

@@ -14,6 +14,7 @@ import httpx2
 from service.client import calls
 from service.client.calls import Call
 from service.client.delivery import (
+    DOWNLOAD_TIMEOUT,
     DROPPED,
     STREAM_TIMEOUT,
     BodyDigest,
@@ -275,7 +276,7 @@ class Client:
         delivery = self._delivery()
         while True:
             try:
-                with self._http.stream("GET", calls.encoder_path(experiment_id)) as response:
+                with self._http.stream("GET", calls.encoder_path(experiment_id), timeout=DOWNLOAD_TIMEOUT) as response:
                     if response.is_success:
                         return _save(response, path)
                     response.read()

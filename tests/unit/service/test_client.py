@@ -12,7 +12,9 @@ from typing import Any
 import httpx2
 import pytest
 
+from service import dataset_facts, storage_threads
 from service.client import AsyncClient, Client, ClientError, DigestMismatch, Unreachable
+from service.routes import encoders
 
 Handler = Callable[[httpx2.Request], httpx2.Response]
 TOKEN = "secret"  # noqa: S105 - of no one
@@ -135,6 +137,24 @@ def test_what_must_not_happen_twice_is_not_repeated(call: Caller) -> None:
 
     with pytest.raises(Unreachable, match=r"no answer from http://service.test \(reset\)"):
         call(script, "create_token", name="ci")
+
+
+def test_a_service_that_takes_too_long_is_not_told_to_be_started(call: Caller) -> None:
+    with pytest.raises(Unreachable, match="look before you ask for it again") as refused:
+        call(Script(httpx2.ReadTimeout("timed out")), "create_token", name="ci")
+
+    assert "simclr serve" not in str(refused.value)
+
+
+def test_a_client_waits_longer_than_the_service_does(call: Caller, tmp_path: Path) -> None:
+    script = Script(httpx2.Response(202, json=RUNNING), bundle(b"weights", announced=b"weights"))
+    call(script, "submit", {"name": "a"})
+    call(script, "download_encoder", "exp_1", tmp_path / "encoder.zip")
+
+    submission, download = (request.extensions["timeout"]["read"] for request in script.requests)
+    for_database = 6.0  # once; who asks it then is answered at once
+    assert submission > storage_threads.ANSWER_S + dataset_facts.ANSWER_S + for_database
+    assert download > storage_threads.ANSWER_S + encoders.BUNDLE_S + for_database
 
 
 def test_a_refusal_carries_the_problem_document(call: Caller) -> None:
