@@ -20,7 +20,6 @@ from service.client.delivery import (
     STREAM_TIMEOUT,
     BodyDigest,
     Delivery,
-    answer,
     event_of,
     http_options,
     is_over,
@@ -215,7 +214,7 @@ class AsyncClient:
                             is_whole = True
                     else:
                         await source.response.aread()
-                        delay_s = delivery.delay_after_response(source.response)
+                        delay_s = delivery.delay_after_response(source.response, is_repeatable=True)
                         if delay_s is None:
                             raise error_of(source.response)
                         pause_s = delay_s
@@ -286,7 +285,7 @@ class AsyncClient:
             except httpx2.TransportError as error:
                 await self._sleep(delivery.delay_after_error(error, is_repeatable=True))
                 continue
-            delay_s = delivery.delay_after_response(response)
+            delay_s = delivery.delay_after_response(response, is_repeatable=True)
             if delay_s is None:
                 raise error_of(response)
             await self._sleep(delay_s)
@@ -346,9 +345,9 @@ class AsyncClient:
             except httpx2.TransportError as error:
                 await self._sleep(delivery.delay_after_error(error, is_repeatable=call.is_repeatable))
                 continue
-            delay_s = delivery.delay_after_response(response)
+            delay_s = delivery.delay_after_response(response, is_repeatable=call.is_repeatable)
             if delay_s is None:
-                document: Document = answer(response)
+                document: Document = delivery.answer(response, is_removal=call.is_removal)
                 return document
             await self._sleep(delay_s)
 

@@ -25,7 +25,6 @@ __all__ = [
     "TIMEOUT",
     "BodyDigest",
     "Delivery",
-    "answer",
     "event_of",
     "http_options",
     "is_over",
@@ -41,7 +40,9 @@ DOWNLOAD_TIMEOUT: Final = httpx2.Timeout(10.0, read=150.0)  # it reads an encode
 STREAM_TIMEOUT: Final = httpx2.Timeout(10.0, read=45.0)
 _FIRST_BACKOFF_S: Final = 0.2
 _LAST_BACKOFF_S: Final = 5.0
-_RETRIED: Final = frozenset({429, 503})  # refused before anything was done
+_REFUSED: Final = 429  # before anything was done
+_UNAVAILABLE: Final = 503  # perhaps in the midst: what a database did not answer in time it may yet commit
+_MISSING: Final = 404
 _NEVER_SENT: Final = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
 
 
@@ -54,19 +55,33 @@ class Delivery:
         self._clock = clock
         self._began_at = clock()
         self._attempts = 0
+        self._may_be_done = False  # by an attempt that had no answer, or none that tells
 
     def delay_after_error(self, error: httpx2.TransportError, *, is_repeatable: bool) -> float:
         """Return the seconds until the next attempt. Raises Unreachable where there is none."""
         delay_s = self._next_delay_s(None)
         if delay_s is None or not (is_repeatable or isinstance(error, _NEVER_SENT)):
             self._give_up(error)
+        self._may_be_done |= not isinstance(error, _NEVER_SENT)
         return delay_s
 
-    def delay_after_response(self, response: httpx2.Response) -> float | None:
+    def delay_after_response(self, response: httpx2.Response, *, is_repeatable: bool) -> float | None:
         """Return the seconds until the next attempt; None where this answer is the last word."""
-        if response.status_code not in _RETRIED:
+        if response.status_code != _REFUSED and not (response.status_code == _UNAVAILABLE and is_repeatable):
             return None
+        self._may_be_done |= response.status_code == _UNAVAILABLE
         return self._next_delay_s(response.headers.get("Retry-After"))
+
+    def answer(self, response: httpx2.Response, *, is_removal: bool) -> Any:
+        """Return the document of a success, None for an empty one. Raises ClientError for the rest.
+
+        What `is_removal` finds gone has been removed where an earlier attempt may have done it.
+        """
+        if is_removal and self._may_be_done and response.status_code == _MISSING:
+            return None
+        if not response.is_success:
+            raise error_of(response)
+        return response.json() if response.content else None
 
     def _next_delay_s(self, retry_after: str | None) -> float | None:
         asked_s = _seconds(retry_after)
@@ -97,13 +112,6 @@ def _seconds(retry_after: str | None) -> float | None:
         return max(0.0, (parsedate_to_datetime(retry_after) - datetime.now(UTC)).total_seconds())
     except (ValueError, TypeError):
         return None
-
-
-def answer(response: httpx2.Response) -> Any:
-    """Return the document of a success, None for an empty one. Raises ClientError for the rest."""
-    if not response.is_success:
-        raise error_of(response)
-    return response.json() if response.content else None
 
 
 def http_options(url: str, token: str | None, transport: Any) -> dict[str, Any]:

@@ -19,7 +19,6 @@ from service.client.delivery import (
     STREAM_TIMEOUT,
     BodyDigest,
     Delivery,
-    answer,
     event_of,
     http_options,
     is_over,
@@ -214,7 +213,7 @@ class Client:
                             is_whole = True
                     else:
                         source.response.read()
-                        delay_s = delivery.delay_after_response(source.response)
+                        delay_s = delivery.delay_after_response(source.response, is_repeatable=True)
                         if delay_s is None:
                             raise error_of(source.response)
                         pause_s = delay_s
@@ -283,7 +282,7 @@ class Client:
             except httpx2.TransportError as error:
                 self._sleep(delivery.delay_after_error(error, is_repeatable=True))
                 continue
-            delay_s = delivery.delay_after_response(response)
+            delay_s = delivery.delay_after_response(response, is_repeatable=True)
             if delay_s is None:
                 raise error_of(response)
             self._sleep(delay_s)
@@ -343,9 +342,9 @@ class Client:
             except httpx2.TransportError as error:
                 self._sleep(delivery.delay_after_error(error, is_repeatable=call.is_repeatable))
                 continue
-            delay_s = delivery.delay_after_response(response)
+            delay_s = delivery.delay_after_response(response, is_repeatable=call.is_repeatable)
             if delay_s is None:
-                document: Document = answer(response)
+                document: Document = delivery.answer(response, is_removal=call.is_removal)
                 return document
             self._sleep(delay_s)
 

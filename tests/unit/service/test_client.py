@@ -139,6 +139,42 @@ def test_what_must_not_happen_twice_is_not_repeated(call: Caller) -> None:
         call(script, "create_token", name="ci")
 
 
+@pytest.mark.parametrize(
+    ("method", "arguments"),
+    [("create_token", {"name": "ci"}), ("update", {"experiment_id": "exp_1", "priority": 5, "etag": '"3"'})],
+)
+def test_what_must_not_happen_twice_is_not_repeated_where_it_may_have_happened(
+    call: Caller, method: str, arguments: dict[str, Any]
+) -> None:
+    turned_away, unavailable = httpx2.Response(429), problem(503, detail="the database does not answer")
+    script = Script(turned_away, unavailable)
+
+    with pytest.raises(Unreachable, match="the database does not answer"):
+        call(script, method, **arguments)
+
+    assert len(script.requests) == 2
+
+
+@pytest.mark.parametrize("is_lost", [True, False])
+def test_a_deletion_is_repeated_and_what_the_first_removed_is_removed(call: Caller, *, is_lost: bool) -> None:
+    script = Script(
+        httpx2.ReadError("reset") if is_lost else httpx2.Response(503), problem(404, code="experiment_not_found")
+    )
+
+    assert call(script, "delete", "exp_1") is None
+
+    assert len(script.requests) == 2
+
+
+def test_a_deletion_that_was_never_tried_has_not_removed_what_is_not_there(call: Caller) -> None:
+    script = Script(httpx2.ConnectError("refused"), httpx2.Response(429), problem(404, code="experiment_not_found"))
+
+    with pytest.raises(ClientError) as refused:
+        call(script, "delete", "exp_1")
+
+    assert refused.value.code == "experiment_not_found"
+
+
 def test_a_service_that_takes_too_long_is_not_told_to_be_started(call: Caller) -> None:
     with pytest.raises(Unreachable, match="look before you ask for it again") as refused:
         call(Script(httpx2.ReadTimeout("timed out")), "create_token", name="ci")
