@@ -176,6 +176,32 @@ async def test_a_running_experiment_is_deleted_once_it_has_ended(service: HttpAp
         await asyncio.sleep(0.01)
 
 
+async def test_a_deletion_that_is_asked_for_again_takes_no_place_of_a_stream_and_waits_once(
+    service: HttpApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    created = await service.submit()
+    await service.run(created["id"])
+    looks = []
+    delete = service.store.delete
+
+    async def counted(experiment_id: str) -> None:
+        looks.append(experiment_id)
+        await delete(experiment_id)
+
+    monkeypatch.setattr(service.store, "delete", counted)
+    before = asyncio.all_tasks()
+    for _ in range(20):
+        assert (await service.http.delete(f"/experiments/{created['id']}?force=true")).status_code == 202
+    await asyncio.sleep(0)
+
+    assert len(asyncio.all_tasks() - before) == 1
+    assert service.app.state.services.feed.num_streams == 0
+    await service.move(created["id"], State.CANCELLED)
+    while (await service.http.get(f"/experiments/{created['id']}")).status_code != 404:  # noqa: ASYNC110 - nothing tells
+        await asyncio.sleep(0.01)
+    assert len(looks) < 20
+
+
 async def test_a_running_experiment_shows_its_progress_and_links(service: HttpApp) -> None:
     created = await service.submit()
     run = await service.run(created["id"], num_steps=3)
