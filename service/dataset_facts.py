@@ -86,7 +86,7 @@ class DatasetFacts:
         num_train, side = info.num_train, max(image_size, info.native_image_size or 0)  # what is read is decoded whole
         counted = None
         if num_train * side**2 * 3 <= MAX_COUNTED_BYTES:
-            # Where that fails, the cache has no room here, and where it trains it may; or the bucket just went away.
+            # Where that fails, the cache has no room here, and where it trains it may; or the files just went away.
             with suppress(OSError, StorageUnavailable):
                 counted = self._counts.get(
                     (name, version, image_size, validation_ratio),
