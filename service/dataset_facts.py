@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import structlog
 
 from service.errors import BlobsUnavailable, DatasetsUnavailable
+from service.image_counts import ImageCounts
 from service.settings import Settings
 from service.storage_threads import StorageThreads
 from trainer.errors import StorageUnavailable
@@ -22,7 +23,7 @@ __all__ = ["DatasetFacts"]
 
 Result = TypeVar("Result")
 
-ANSWER_S: Final = 60.0  # a data set that was never asked about may be decoded to be counted
+ANSWER_S: Final = 25.0  # a directory on a slow network may list a million files
 MOST_REMEMBERED: Final = 256
 MAX_COUNTED_BYTES: Final = 64 * 2**20  # decoded: up to here a data set is decoded to count its split exactly, once
 
@@ -42,7 +43,7 @@ class DatasetFacts:
         self._datasets_dir = settings.datasets
         self._cache_dir = settings.cache_dir
         self._described = lru_cache(MOST_REMEMBERED)(self._describe)
-        self._counted = lru_cache(MOST_REMEMBERED)(self._count)
+        self._counts = ImageCounts()
         self._threads = StorageThreads()
 
     async def ask(self, call: Callable[[], Result]) -> Result:
@@ -75,20 +76,23 @@ class DatasetFacts:
     def num_images(self, name: str, version: str, *, image_size: int, validation_ratio: float) -> int:
         """Return how many images an epoch draws from: training less validation.
 
-        Exact where the data set is small at this image size; of a larger one the expected number, right to within
-        the rounding of its classes.
+        Exact where the data set is small at this image size and soon decoded, or was by an earlier request; else the
+        expected number, right to within the rounding of its classes.
 
         Raises:
             DataError: If the data set is unknown or its images cannot be read.
         """
         info = self.describe(name, version)
         num_train, side = info.num_train, max(image_size, info.native_image_size or 0)  # what is read is decoded whole
+        counted = None
         if num_train * side**2 * 3 <= MAX_COUNTED_BYTES:
-            try:
-                return self._counted(name, version, image_size, validation_ratio)
-            except (OSError, StorageUnavailable):
-                pass  # the cache has no room here, where it trains it may; or the bucket went away in between
-        return num_train - round(num_train * validation_ratio)
+            # Where that fails, the cache has no room here, and where it trains it may; or the files just went away.
+            with suppress(OSError, StorageUnavailable):
+                counted = self._counts.get(
+                    (name, version, image_size, validation_ratio),
+                    lambda: self._count(name, image_size, validation_ratio),
+                )
+        return num_train - round(num_train * validation_ratio) if counted is None else counted
 
     def _describe(self, name: str, _version: str) -> DatasetInfo:
         from trainer.data.catalogue import describe
@@ -96,7 +100,7 @@ class DatasetFacts:
         with _reached():
             return describe(name, self._datasets_dir)
 
-    def _count(self, name: str, _version: str, image_size: int, validation_ratio: float) -> int:
+    def _count(self, name: str, image_size: int, validation_ratio: float) -> int:
         from trainer.data.prepare import prepare
 
         dataset = prepare(

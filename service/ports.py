@@ -336,6 +336,7 @@ class TrialRun:
     status: str  # MLflow's: RUNNING, FINISHED, FAILED, KILLED
     params: Mapping[str, str]
     metrics: Mapping[str, float]
+    steps: Mapping[str, int]  # of these values
     tags: Mapping[str, str]
 
 

@@ -42,15 +42,20 @@ class StorageThreads:
 
         That is a refusal, unless it says that a time was up.
         """
-        future: Future[Result] = Future()
-        context = copy_context()
-        self._put(future, lambda: context.run(call))
+        future = self.begin(call)
         try:
             async with asyncio.timeout(within_s):
                 return await asyncio.wrap_future(future)  # left to itself when the time is up
         except OSError as error:  # a TimeoutError is one
             message = f"storage does not answer: {str(error) or type(error).__name__}"
             raise BlobsUnavailable(message, is_refusal=not isinstance(error, TimeoutError)) from error
+
+    def begin(self, call: Callable[[], Result]) -> Future[Result]:
+        """Return what will be `call()`, or what it raised."""
+        future: Future[Result] = Future()
+        context = copy_context()
+        self._put(future, lambda: context.run(call))
+        return future
 
     def _put(self, future: Future[Any], call: Callable[[], Any]) -> None:
         with self._changed:

@@ -217,12 +217,14 @@ def _trial_run(run: JsonObject) -> TrialRun | None:
     tags = _tags(run)
     if _TAG_TRIAL not in tags:
         return None
+    metrics = run["data"].get("metrics", [])
     return TrialRun(
         trial_id=tags[_TAG_TRIAL],
         mlflow_run_id=run["info"]["run_id"],
         status=run["info"]["status"],
         params={param["key"]: param.get("value", "") for param in run["data"].get("params", [])},
-        metrics={metric["key"]: float(metric["value"]) for metric in run["data"].get("metrics", [])},
+        metrics={metric["key"]: float(metric["value"]) for metric in metrics},
+        steps={metric["key"]: int(metric.get("step", 0)) for metric in metrics},
         tags=tags,
     )
 

@@ -15,11 +15,11 @@ import httpx2
 from service.client import calls
 from service.client.calls import Call
 from service.client.delivery import (
+    DOWNLOAD_TIMEOUT,
     DROPPED,
     STREAM_TIMEOUT,
     BodyDigest,
     Delivery,
-    answer,
     event_of,
     http_options,
     is_over,
@@ -214,7 +214,7 @@ class AsyncClient:
                             is_whole = True
                     else:
                         await source.response.aread()
-                        delay_s = delivery.delay_after_response(source.response)
+                        delay_s = delivery.delay_after_response(source.response, is_repeatable=True)
                         if delay_s is None:
                             raise error_of(source.response)
                         pause_s = delay_s
@@ -276,14 +276,16 @@ class AsyncClient:
         delivery = self._delivery()
         while True:
             try:
-                async with self._http.stream("GET", calls.encoder_path(experiment_id)) as response:
+                async with self._http.stream(
+                    "GET", calls.encoder_path(experiment_id), timeout=DOWNLOAD_TIMEOUT
+                ) as response:
                     if response.is_success:
                         return await _save(response, path)
                     await response.aread()
             except httpx2.TransportError as error:
                 await self._sleep(delivery.delay_after_error(error, is_repeatable=True))
                 continue
-            delay_s = delivery.delay_after_response(response)
+            delay_s = delivery.delay_after_response(response, is_repeatable=True)
             if delay_s is None:
                 raise error_of(response)
             await self._sleep(delay_s)
@@ -343,9 +345,9 @@ class AsyncClient:
             except httpx2.TransportError as error:
                 await self._sleep(delivery.delay_after_error(error, is_repeatable=call.is_repeatable))
                 continue
-            delay_s = delivery.delay_after_response(response)
+            delay_s = delivery.delay_after_response(response, is_repeatable=call.is_repeatable)
             if delay_s is None:
-                document: Document = answer(response)
+                document: Document = delivery.answer(response, is_removal=call.is_removal)
                 return document
             await self._sleep(delay_s)
 

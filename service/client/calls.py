@@ -72,6 +72,7 @@ class Call(Generic[Document]):
     body: Any = None
     headers: Mapping[str, str] = field(default_factory=dict)
     is_repeatable: bool = True  # sending it twice does what sending it once does
+    is_removal: bool = False  # afterwards there is nothing at its path
 
 
 def _get(path: str, **params: str | int | None) -> Call[Any]:
@@ -154,7 +155,7 @@ def update(
 
 def delete(experiment_id: str, *, force: bool) -> Call[None]:
     params = {"force": "true"} if force else {}
-    return Call(method="DELETE", path=_experiment_path(experiment_id), params=params, is_repeatable=False)
+    return Call(method="DELETE", path=_experiment_path(experiment_id), params=params, is_removal=True)
 
 
 def trials(experiment_id: str, *, page_token: str | None = None) -> Call[Page[Trial]]:

@@ -19,11 +19,12 @@ from service.client.errors import ClientError, DigestMismatch, Unreachable, erro
 from service.experiment import TERMINAL
 
 __all__ = [
+    "DOWNLOAD_TIMEOUT",
     "DROPPED",
     "STREAM_TIMEOUT",
+    "TIMEOUT",
     "BodyDigest",
     "Delivery",
-    "answer",
     "event_of",
     "http_options",
     "is_over",
@@ -32,11 +33,16 @@ __all__ = [
 ]
 
 DROPPED: Final = "dropped"  # the last event of a stream whose client took them too slowly
+# Longer than the service takes to say that storage, data sets or the database do not answer.
+TIMEOUT: Final = httpx2.Timeout(60.0, connect=5.0)
+DOWNLOAD_TIMEOUT: Final = httpx2.Timeout(10.0, read=150.0)  # it reads an encoder of gigabytes before it sends any of it
 # The stream's heartbeat comes every 15 s: three missed ones are a lost connection.
 STREAM_TIMEOUT: Final = httpx2.Timeout(10.0, read=45.0)
 _FIRST_BACKOFF_S: Final = 0.2
 _LAST_BACKOFF_S: Final = 5.0
-_RETRIED: Final = frozenset({429, 503})  # refused before anything was done
+_REFUSED: Final = 429  # before anything was done
+_UNAVAILABLE: Final = 503  # perhaps in the midst: what a database did not answer in time it may yet commit
+_MISSING: Final = 404
 _NEVER_SENT: Final = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
 
 
@@ -49,19 +55,33 @@ class Delivery:
         self._clock = clock
         self._began_at = clock()
         self._attempts = 0
+        self._may_be_done = False  # by an attempt that had no answer, or none that tells
 
     def delay_after_error(self, error: httpx2.TransportError, *, is_repeatable: bool) -> float:
         """Return the seconds until the next attempt. Raises Unreachable where there is none."""
         delay_s = self._next_delay_s(None)
         if delay_s is None or not (is_repeatable or isinstance(error, _NEVER_SENT)):
             self._give_up(error)
+        self._may_be_done |= not isinstance(error, _NEVER_SENT)
         return delay_s
 
-    def delay_after_response(self, response: httpx2.Response) -> float | None:
+    def delay_after_response(self, response: httpx2.Response, *, is_repeatable: bool) -> float | None:
         """Return the seconds until the next attempt; None where this answer is the last word."""
-        if response.status_code not in _RETRIED:
+        if response.status_code != _REFUSED and not (response.status_code == _UNAVAILABLE and is_repeatable):
             return None
+        self._may_be_done |= response.status_code == _UNAVAILABLE
         return self._next_delay_s(response.headers.get("Retry-After"))
+
+    def answer(self, response: httpx2.Response, *, is_removal: bool) -> Any:
+        """Return the document of a success, None for an empty one. Raises ClientError for the rest.
+
+        What `is_removal` finds gone has been removed where an earlier attempt may have done it.
+        """
+        if is_removal and self._may_be_done and response.status_code == _MISSING:
+            return None
+        if not response.is_success:
+            raise error_of(response)
+        return response.json() if response.content else None
 
     def _next_delay_s(self, retry_after: str | None) -> float | None:
         asked_s = _seconds(retry_after)
@@ -72,10 +92,12 @@ class Delivery:
         return delay_s if self._clock() - self._began_at + delay_s <= self._retry_for_s else None
 
     def _give_up(self, error: httpx2.TransportError) -> NoReturn:
-        detail = (
-            f"no answer from {self._url} ({error or type(error).__name__}); "
+        way_out = (
             "start the service with `simclr serve`, or name another: SIMCLR_URL=http://HOST:PORT"
+            if isinstance(error, _NEVER_SENT)
+            else "it may have done what it was asked: look before you ask for it again"
         )
+        detail = f"no answer from {self._url} ({error or type(error).__name__}); {way_out}"
         raise Unreachable({"title": "Unreachable", "code": "unreachable", "detail": detail}) from error
 
 
@@ -92,20 +114,13 @@ def _seconds(retry_after: str | None) -> float | None:
         return None
 
 
-def answer(response: httpx2.Response) -> Any:
-    """Return the document of a success, None for an empty one. Raises ClientError for the rest."""
-    if not response.is_success:
-        raise error_of(response)
-    return response.json() if response.content else None
-
-
 def http_options(url: str, token: str | None, transport: Any) -> dict[str, Any]:
     """Return what both clients give to the HTTP library."""
     is_loopback = urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
     return {
         "base_url": url.rstrip("/"),
         "headers": {"Authorization": f"Bearer {token}"} if token else {},
-        "timeout": httpx2.Timeout(30.0, connect=5.0),
+        "timeout": TIMEOUT,
         "trust_env": not is_loopback,  # a proxy does not lead to this machine
         "transport": transport,
     }

@@ -14,11 +14,11 @@ import httpx2
 from service.client import calls
 from service.client.calls import Call
 from service.client.delivery import (
+    DOWNLOAD_TIMEOUT,
     DROPPED,
     STREAM_TIMEOUT,
     BodyDigest,
     Delivery,
-    answer,
     event_of,
     http_options,
     is_over,
@@ -213,7 +213,7 @@ class Client:
                             is_whole = True
                     else:
                         source.response.read()
-                        delay_s = delivery.delay_after_response(source.response)
+                        delay_s = delivery.delay_after_response(source.response, is_repeatable=True)
                         if delay_s is None:
                             raise error_of(source.response)
                         pause_s = delay_s
@@ -275,14 +275,14 @@ class Client:
         delivery = self._delivery()
         while True:
             try:
-                with self._http.stream("GET", calls.encoder_path(experiment_id)) as response:
+                with self._http.stream("GET", calls.encoder_path(experiment_id), timeout=DOWNLOAD_TIMEOUT) as response:
                     if response.is_success:
                         return _save(response, path)
                     response.read()
             except httpx2.TransportError as error:
                 self._sleep(delivery.delay_after_error(error, is_repeatable=True))
                 continue
-            delay_s = delivery.delay_after_response(response)
+            delay_s = delivery.delay_after_response(response, is_repeatable=True)
             if delay_s is None:
                 raise error_of(response)
             self._sleep(delay_s)
@@ -342,9 +342,9 @@ class Client:
             except httpx2.TransportError as error:
                 self._sleep(delivery.delay_after_error(error, is_repeatable=call.is_repeatable))
                 continue
-            delay_s = delivery.delay_after_response(response)
+            delay_s = delivery.delay_after_response(response, is_repeatable=call.is_repeatable)
             if delay_s is None:
-                document: Document = answer(response)
+                document: Document = delivery.answer(response, is_removal=call.is_removal)
                 return document
             self._sleep(delay_s)
 

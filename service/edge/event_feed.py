@@ -77,12 +77,8 @@ class EventFeed:
         self._is_wanted = asyncio.Event()
         self._num_rings = 0
         self._readings: dict[tuple[str, int, int], asyncio.Future[Reading]] = {}
+        self.num_streams = 0  # so many are open
         self.is_closed = False
-
-    @property
-    def num_streams(self) -> int:
-        """Return how many streams are open."""
-        return sum(map(len, self._watchers.values()))
 
     def ensure_room(self) -> None:
         """Raise Problem 429 where as many streams are open as may be."""
@@ -91,6 +87,16 @@ class EventFeed:
 
     @asynccontextmanager
     async def subscribe(self, experiment_id: str) -> AsyncIterator[News]:
+        """Yield, to a stream, what `watch` does."""
+        self.num_streams += 1
+        try:
+            async with self.watch(experiment_id) as news:
+                yield news
+        finally:
+            self.num_streams -= 1
+
+    @asynccontextmanager
+    async def watch(self, experiment_id: str) -> AsyncIterator[News]:
         """Yield what rings whenever the experiment has news; read its events at once, then when it rings."""
         news = News()
         self._watchers.setdefault(experiment_id, set()).add(news)

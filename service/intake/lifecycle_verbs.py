@@ -19,7 +19,8 @@ __all__ = ["Deletions", "obey"]
 
 MAX_RACES = 8  # how often the state may move under a verb before the client is told to look again
 DELETION = "deletion_requested"
-RETRY_S = 1.0
+RETRY_S = 1.0  # where the database did not answer
+RECHECK_S = 10.0  # where no end is told; each look is a transaction that writes
 REMOVAL_GRACE_S = 5.0
 
 log = structlog.get_logger("service.lifecycle")
@@ -60,7 +61,7 @@ class Deletions:
 
     def __init__(self, services: Services) -> None:
         self._services = services
-        self._waiting: set[asyncio.Task[None]] = set()
+        self._waiting: dict[str, asyncio.Task[None]] = {}  # experiment -> what deletes it when it has ended
         self._threads = StorageThreads()  # its own: to remove thousands of blobs must not hold up who reads one
         self._removals: set[asyncio.Task[None]] = set()
 
@@ -96,31 +97,33 @@ class Deletions:
 
     async def close(self) -> None:
         """Stop waiting; the wishes stay in the database. What is being removed has a moment to be gone."""
-        for task in self._waiting:
+        waiting = list(self._waiting.values())
+        for task in waiting:
             task.cancel()
-        await asyncio.gather(*self._waiting, return_exceptions=True)
+        await asyncio.gather(*waiting, return_exceptions=True)
         if self._removals:
             await asyncio.wait(self._removals, timeout=REMOVAL_GRACE_S)
 
     def _wait_for(self, experiment_id: str) -> None:
-        task = asyncio.create_task(self._delete_when_ended(experiment_id))
-        self._waiting.add(task)
-        task.add_done_callback(self._waiting.discard)
+        if experiment_id in self._waiting:
+            return  # it was asked for before
+        task = self._waiting[experiment_id] = asyncio.create_task(self._delete_when_ended(experiment_id))
+        task.add_done_callback(lambda _: self._waiting.pop(experiment_id))
 
     async def _delete_when_ended(self, experiment_id: str) -> None:
-        async with self._services.feed.subscribe(experiment_id) as news:
+        async with self._services.feed.watch(experiment_id) as news:
             while True:
                 news.take()
-                with contextlib.suppress(Unavailable):
-                    try:
-                        await self._remove(experiment_id)
-                    except ExperimentNotFound:
-                        return
-                    except StaleState:
-                        pass  # still being cancelled
-                    else:
-                        return
-                await news.wait(RETRY_S)
+                try:
+                    await self._remove(experiment_id)
+                except ExperimentNotFound:
+                    return
+                except StaleState:
+                    await news.wait(RECHECK_S)  # still being cancelled
+                except Unavailable:
+                    await news.wait(RETRY_S)
+                else:
+                    return
 
     async def _remove(self, experiment_id: str) -> None:
         await self._services.store.delete(experiment_id)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+import asyncio
 from typing import Annotated
 
-from fastapi import Path, Query
+from fastapi import Path, Query, Response
 
 from service.edge.auth import needs
 from service.edge.deps import OwnedExperiment, Services, ServicesDep, api_router
 from service.edge.problems import Problem, responses
 from service.intake.submission import refuse
-from service.ports import ExperimentRecord, MetricPoint, Role
-from service.schemas import FieldProblem, Items, MetricsView, PointView, TrialView
-from service.views.downsampling import downsample
+from service.ports import ExperimentRecord, Role
+from service.schemas import FieldProblem, Items, MetricsView, TrialView
+from service.views.curves import metrics_json
 from service.views.listing import DEFAULT_PAGE_SIZE, PageSize, PageToken, page_of_sequence
 from service.views.trials_view import read_trials
 
@@ -70,6 +69,7 @@ async def trial_of(record: ExperimentRecord, services: Services, trial_id: str) 
     "/experiments/{experiment_id}/metrics",
     operation_id="getMetrics",
     summary="Read the curves of one trial",
+    response_model=MetricsView,
     responses=responses(404),
     openapi_extra=needs(Role.VIEWER),
 )
@@ -79,14 +79,18 @@ async def metrics(
     keys: Annotated[str | None, Query(max_length=4096, description="comma-separated names; all when left out")] = None,
     trial: Annotated[str | None, Query(max_length=64, description="needed for a sweep")] = None,
     max_points: Annotated[int | None, Query(ge=2, le=1_000_000, description="thin each curve to so many")] = None,
-) -> MetricsView:
+) -> Response:
     """Return every point of each metric, by global step from 1; an unknown name has an empty list."""
     wanted = _keys(keys)
     found = await _chosen_trial(record, services, trial)
     if found is None or found.mlflow_run_id is None:
-        return MetricsView(trial=None, series={})
+        return _json(metrics_json(None, {}, max_points=None))
     series = await services.tracking.metrics(found.mlflow_run_id, wanted or sorted(found.metrics))
-    return MetricsView(trial=found.id, series={key: _curve(points, max_points) for key, points in series.items()})
+    return _json(await asyncio.to_thread(metrics_json, found.id, series, max_points=max_points))
+
+
+def _json(content: bytes) -> Response:
+    return Response(content, media_type="application/json")
 
 
 def _keys(text: str | None) -> list[str]:
@@ -106,11 +110,3 @@ async def _chosen_trial(record: ExperimentRecord, services: Services, trial_id: 
         refuse([FieldProblem(pointer="/query/trial", code="missing", detail=detail, allowed="a trial's id")])
     trials = await read_trials(record, services) if record.attempt else []
     return trials[0] if trials else None
-
-
-def _curve(points: Sequence[MetricPoint], max_points: int | None) -> list[PointView]:
-    kept = points if max_points is None else downsample(points, max_points)
-    return [
-        PointView(step=point.step, value=point.value if math.isfinite(point.value) else None, at=point.at)
-        for point in kept
-    ]

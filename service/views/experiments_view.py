@@ -14,7 +14,7 @@ from typing import Any
 from service.edge.deps import Services
 from service.errors import BlobsUnavailable, TrackingUnavailable
 from service.experiment import TERMINAL, State, TrialState, submission_id
-from service.ports import ExperimentRecord, MetricPoint
+from service.ports import ExperimentRecord, TrialRun
 from service.public_address import without_userinfo
 from service.schemas import BestTrial, Condition, ExperimentView, Progress, TrialView
 from service.views.trials_view import read_trials
@@ -44,21 +44,22 @@ async def view_experiment(record: ExperimentRecord, services: Services) -> Exper
 async def _view(record: ExperimentRecord, services: Services, *, is_detailed: bool) -> ExperimentView:
     conditions = list(record.conditions)
     trials: list[TrialView] = []
-    points: dict[str, Sequence[MetricPoint]] = {}
+    run: TrialRun | None = None
     best: BestTrial | None = None
     if record.attempt:  # before its first start nobody else knows anything of it
         try:
             trials = await read_trials(record, services, ask_mlflow="if_missing" if is_detailed else "never")
             best = await best_trial(record, services, trials)
             if is_detailed and record.kind == "pretrain" and trials and trials[0].mlflow_run_id:
-                keys = (metric_names.LOSS, metric_names.IMAGES_PER_SECOND, metric_names.EPOCH)
-                points = dict(await services.tracking.metrics(trials[0].mlflow_run_id, keys))
+                # Its last values, which is one look; its curves may have a hundred thousand points.
+                run_id, runs = trials[0].mlflow_run_id, await services.tracking.trials(record.id)
+                run = next((each for each in runs if each.mlflow_run_id == run_id), None)
         except (TrackingUnavailable, BlobsUnavailable) as error:
             conditions.append(_unavailable(error))
     return ExperimentView(
         **{name: getattr(record, name) for name in _STORED},
         conditions=[Condition.model_validate(condition) for condition in conditions],
-        progress=_progress(record, trials, points),
+        progress=_progress(record, trials, run),
         best=best,
         links=_links(record, services, trials),
     )
@@ -95,19 +96,17 @@ def _as_best(document: Any) -> BestTrial | None:
     return BestTrial(trial=document["trial"], metric=document["metric"], value=document["value"])
 
 
-def _progress(
-    record: ExperimentRecord, trials: Sequence[TrialView], points: dict[str, Sequence[MetricPoint]]
-) -> Progress:
+def _progress(record: ExperimentRecord, trials: Sequence[TrialView], run: TrialRun | None) -> Progress:
     trials_total = max(int(record.plan.get("trials") or 1), len(trials))
     trials_done = sum(trial.state in DONE_TRIALS for trial in trials)
     if record.kind == "sweep":
         return Progress(trials_done=trials_done, trials_total=trials_total, steps=record.plan.get("steps"))
     steps, epochs = record.plan.get("steps"), record.spec.get("epochs")
-    step = _last(points, metric_names.LOSS, "step")
-    epoch = _last(points, metric_names.EPOCH, "value")
+    step = run.steps.get(metric_names.LOSS) if run else None
+    epoch = run.metrics.get(metric_names.EPOCH) if run else None
     if record.state is State.SUCCEEDED:
         step, epoch, trials_done = step or steps, epoch or epochs, 1
-    rate = _last(points, metric_names.IMAGES_PER_SECOND, "value")
+    rate = run.metrics.get(metric_names.IMAGES_PER_SECOND) if run else None
     is_running = record.state is State.RUNNING
     eta_s = (steps - step) * record.spec["batch_size"] / rate if is_running and steps and step and rate else None
     return Progress(
@@ -120,11 +119,6 @@ def _progress(
         images_per_second=rate,
         eta_s=eta_s,
     )
-
-
-def _last(points: dict[str, Sequence[MetricPoint]], key: str, member: str) -> Any:
-    found = points.get(key)
-    return getattr(found[-1], member) if found else None
 
 
 def _links(record: ExperimentRecord, services: Services, trials: Sequence[TrialView]) -> dict[str, str | None]:

@@ -134,6 +134,7 @@ async def test_trials_come_by_id_with_params_and_last_values_and_without_the_par
     trials = await tracking.trials(experiment_id)
     assert [(trial.trial_id, trial.mlflow_run_id) for trial in trials] == [("t0000", first), ("t0001", second)]
     assert (trials[0].metrics, trials[1].metrics) == ({"loss": 5.5}, {})
+    assert (trials[0].steps, trials[1].steps) == ({"loss": 2}, {})
     assert trials[0].params["optim.base_lr"] == "0.3"
     assert trials[0].status == "RUNNING"
     assert trials[0].tags["simclr.experiment_id"] == experiment_id

@@ -120,5 +120,6 @@ def _trial_run(run: FakeRun) -> TrialRun:
         status=run.status,
         params=dict(run.params),
         metrics={key: point.value for key, point in last.items()},
+        steps={key: point.step for key, point in last.items()},
         tags={"simclr.experiment_id": run.experiment_id, "simclr.trial_id": str(run.trial_id)},
     )

@@ -12,7 +12,9 @@ from typing import Any
 import httpx2
 import pytest
 
+from service import dataset_facts, storage_threads
 from service.client import AsyncClient, Client, ClientError, DigestMismatch, Unreachable
+from service.routes import encoders
 
 Handler = Callable[[httpx2.Request], httpx2.Response]
 TOKEN = "secret"  # noqa: S105 - of no one
@@ -135,6 +137,60 @@ def test_what_must_not_happen_twice_is_not_repeated(call: Caller) -> None:
 
     with pytest.raises(Unreachable, match=r"no answer from http://service.test \(reset\)"):
         call(script, "create_token", name="ci")
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments"),
+    [("create_token", {"name": "ci"}), ("update", {"experiment_id": "exp_1", "priority": 5, "etag": '"3"'})],
+)
+def test_what_must_not_happen_twice_is_not_repeated_where_it_may_have_happened(
+    call: Caller, method: str, arguments: dict[str, Any]
+) -> None:
+    turned_away, unavailable = httpx2.Response(429), problem(503, detail="the database does not answer")
+    script = Script(turned_away, unavailable)
+
+    with pytest.raises(Unreachable, match="the database does not answer"):
+        call(script, method, **arguments)
+
+    assert len(script.requests) == 2
+
+
+@pytest.mark.parametrize("is_lost", [True, False])
+def test_a_deletion_is_repeated_and_what_the_first_removed_is_removed(call: Caller, *, is_lost: bool) -> None:
+    script = Script(
+        httpx2.ReadError("reset") if is_lost else httpx2.Response(503), problem(404, code="experiment_not_found")
+    )
+
+    assert call(script, "delete", "exp_1") is None
+
+    assert len(script.requests) == 2
+
+
+def test_a_deletion_that_was_never_tried_has_not_removed_what_is_not_there(call: Caller) -> None:
+    script = Script(httpx2.ConnectError("refused"), httpx2.Response(429), problem(404, code="experiment_not_found"))
+
+    with pytest.raises(ClientError) as refused:
+        call(script, "delete", "exp_1")
+
+    assert refused.value.code == "experiment_not_found"
+
+
+def test_a_service_that_takes_too_long_is_not_told_to_be_started(call: Caller) -> None:
+    with pytest.raises(Unreachable, match="look before you ask for it again") as refused:
+        call(Script(httpx2.ReadTimeout("timed out")), "create_token", name="ci")
+
+    assert "simclr serve" not in str(refused.value)
+
+
+def test_a_client_waits_longer_than_the_service_does(call: Caller, tmp_path: Path) -> None:
+    script = Script(httpx2.Response(202, json=RUNNING), bundle(b"weights", announced=b"weights"))
+    call(script, "submit", {"name": "a"})
+    call(script, "download_encoder", "exp_1", tmp_path / "encoder.zip")
+
+    submission, download = (request.extensions["timeout"]["read"] for request in script.requests)
+    for_database = 6.0  # once; who asks it then is answered at once
+    assert submission > storage_threads.ANSWER_S + dataset_facts.ANSWER_S + for_database
+    assert download > 2 * storage_threads.ANSWER_S + encoders.BUNDLE_S + for_database  # two markers before it
 
 
 def test_a_refusal_carries_the_problem_document(call: Caller) -> None:

@@ -6,13 +6,18 @@ import asyncio
 import base64
 import hashlib
 import json
-from datetime import timedelta
+import os
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any, Self
 
 import httpx2
 import pytest
 
 from service.experiment import State, submission_id
+from service.ports import MetricPoint
 from tests.harness.http_app import HttpApp, assert_problem, http_app, pointers, pretrain_body
 from trainer.context import trial_key
 
@@ -176,10 +181,39 @@ async def test_a_running_experiment_is_deleted_once_it_has_ended(service: HttpAp
         await asyncio.sleep(0.01)
 
 
-async def test_a_running_experiment_shows_its_progress_and_links(service: HttpApp) -> None:
+async def test_a_deletion_that_is_asked_for_again_takes_no_place_of_a_stream_and_waits_once(
+    service: HttpApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    created = await service.submit()
+    await service.run(created["id"])
+    looks = []
+    delete = service.store.delete
+
+    async def counted(experiment_id: str) -> None:
+        looks.append(experiment_id)
+        await delete(experiment_id)
+
+    monkeypatch.setattr(service.store, "delete", counted)
+    before = asyncio.all_tasks()
+    for _ in range(20):
+        assert (await service.http.delete(f"/experiments/{created['id']}?force=true")).status_code == 202
+    await asyncio.sleep(0)
+
+    assert len(asyncio.all_tasks() - before) == 1
+    assert service.app.state.services.feed.num_streams == 0
+    await service.move(created["id"], State.CANCELLED)
+    while (await service.http.get(f"/experiments/{created['id']}")).status_code != 404:  # noqa: ASYNC110 - nothing tells
+        await asyncio.sleep(0.01)
+    assert len(looks) < 20
+
+
+async def test_a_running_experiment_shows_its_progress_and_links(
+    service: HttpApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
     created = await service.submit()
     run = await service.run(created["id"], num_steps=3)
     service.log_points(run, "images_per_second", {3: 64.0})
+    monkeypatch.setattr(service.tracking, "metrics", None)  # whole curves, which a look must not cost
 
     shown = (await service.http.get(f"/experiments/{created['id']}")).json()
 
@@ -275,6 +309,65 @@ async def test_metrics_are_exact_and_in_order(service: HttpApp) -> None:
     assert [point["step"] for point in thinned] == [1, 4, 7]
     assert_problem(await service.http.get(f"{url}?trial=t9999"), 404, "trial_not_found")
     assert_problem(await service.http.get(f"{url}?max_points=1"), 422)
+
+
+class Lateness:
+    """Looks at the clock every 10 ms while it is entered: by how much the event loop was late, at most."""
+
+    async def __aenter__(self) -> Self:
+        self.most_s = 0.0
+        self._task = asyncio.create_task(self._look())
+        await asyncio.sleep(0)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await asyncio.sleep(0.02)  # it looks once more, behind what came last
+        self._task.cancel()
+
+    async def _look(self) -> None:
+        while True:
+            began_s = time.monotonic()
+            await asyncio.sleep(0.01)
+            self.most_s = max(self.most_s, time.monotonic() - began_s - 0.01)
+
+
+async def test_a_million_points_hold_up_nobody_else(service: HttpApp, monkeypatch: pytest.MonkeyPatch) -> None:
+    created = await service.submit()
+    await service.run(created["id"])
+    at = datetime(2030, 1, 1, tzinfo=UTC)
+    points = [MetricPoint(step=step, value=1 / (step + 1), at=at) for step in range(250_000)]
+    series = dict.fromkeys(("a", "b", "c", "d"), points)
+
+    async def metrics(_run: str, _keys: Sequence[str]) -> Mapping[str, Sequence[MetricPoint]]:
+        return series
+
+    monkeypatch.setattr(service.tracking, "metrics", metrics)
+    async with Lateness() as lateness:
+        answer = await service.http.get(f"/experiments/{created['id']}/metrics")
+
+    assert answer.content.count(b'"step"') == 1_000_000
+    assert lateness.most_s < 1.0  # most of it the test's own client; made in one go they took four
+
+
+async def test_a_large_encoder_holds_up_nobody_else(service: HttpApp, monkeypatch: pytest.MonkeyPatch) -> None:
+    created = await service.submit()
+    await service.run(created["id"])
+    bundle = os.urandom(1_000_000)
+    await service.succeed(created["id"], bundle=bundle)
+    sha256 = hashlib.sha256
+
+    def as_of_gigabytes(data: bytes = b"") -> Any:
+        if data == bundle:
+            time.sleep(0.5)
+        return sha256(data)
+
+    monkeypatch.setattr(hashlib, "sha256", as_of_gigabytes)
+    async with Lateness() as lateness:
+        answer = await service.http.get(f"/experiments/{created['id']}/encoder")
+
+    assert answer.content == bundle
+    assert answer.headers["content-length"] == str(len(bundle))
+    assert lateness.most_s < 0.2
 
 
 async def test_trials_carry_flat_params_and_last_values(service: HttpApp) -> None:

@@ -46,7 +46,6 @@ async def test_the_app_ends_while_a_deletion_waits_and_has_news_in_that_moment(
         await asyncio.sleep(0.01)
     deleted = await service.http.delete(f"/experiments/{created['id']}?force=true")
     assert deleted.status_code == 202
-    await service.until_watched()
     await asyncio.sleep(0.05)
 
     service.app.state.services.feed.ring(created["id"])

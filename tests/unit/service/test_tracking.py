@@ -64,6 +64,7 @@ async def test_trials_come_by_id_over_all_pages_without_the_parent_and_each_once
     trials = await mlflow(server).trials("exp_1")
     assert [(trial.trial_id, trial.mlflow_run_id) for trial in trials] == [("t1", "r1"), ("t2", "r2")]
     assert trials[0].metrics == {"loss": 0.1}
+    assert trials[0].steps == {"loss": 3}
 
 
 async def test_a_quote_in_an_id_stays_inside_the_filter() -> None:
