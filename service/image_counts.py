@@ -43,9 +43,12 @@ class ImageCounts:
             counting, began_s = self._begun[key]
         try:
             return counting.result(timeout=max(0.0, began_s + COUNT_S - time.monotonic()))
+        except TimeoutError as error:
+            if not counting.done() or counting.exception() is not error:
+                return None  # it goes on or ended just now, and is told when it is asked for again
+            self._forget(key, counting)
+            raise
         except BaseException:
-            if not counting.done():
-                return None  # it goes on, and is told when it is asked for again
             self._forget(key, counting)
             raise
 

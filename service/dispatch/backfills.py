@@ -63,13 +63,20 @@ class Backfills:
                 return False
             if status.is_living:
                 return False
-        await self._conditions.set(
-            record,
-            CONDITION,
-            f"{MOST_TRIES} tries did not bring all of it to MLflow: it is safe in storage, and "
-            "`python -m trainer.backfill`, with the document of the experiment's last job, sends it",
-        )
-        return True
+        return await self._is_over(record)
+
+    async def _is_over(self, record: ExperimentRecord) -> bool:
+        """Tell what the last try left unsent, if anything; return whether that is known."""
+        missing = await self._looks.runs(record.id, purpose="after the last try")
+        if missing:
+            message = (
+                f"{MOST_TRIES} tries did not bring all of it to MLflow: it is safe in storage, and "
+                "`python -m trainer.backfill`, with the document of the experiment's last job, sends it"
+            )
+            await self._conditions.set(record, CONDITION, message)
+        elif missing is not None:
+            await self._conditions.take_back(record, CONDITION)
+        return missing is not None
 
     def keep(self, experiment_ids: Collection[str]) -> None:
         """Forget all experiments but these."""

@@ -10,7 +10,7 @@ from typing import Final
 from service.errors import ExperimentNotFound, Unavailable
 from service.ports import ExperimentRecord, Store
 
-__all__ = ["FAILING", "WAITING", "Conditions"]
+__all__ = ["FAILING", "WAITING", "Conditions", "holds"]
 
 FAILING: Final = "dispatch_failing"
 WAITING: Final = "waiting_for_capacity"
@@ -45,6 +45,11 @@ class Conditions:
         at = self._clock().isoformat()
         with suppress(ExperimentNotFound):  # deleted meanwhile: nobody is left to be told
             await self._store.set_condition(record.id, {"type": type_, "status": status, "message": message, "at": at})
+
+
+def holds(record: ExperimentRecord, type_: str) -> bool:
+    """Return whether a condition holds."""
+    return bool(_held(record, type_))
 
 
 def _held(record: ExperimentRecord, type_: str) -> list[str]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Final
 
@@ -23,7 +23,7 @@ import structlog
 from service.dispatch.admission import Limits, admit, most_demand
 from service.dispatch.attempt_markers import AttemptMarkers
 from service.dispatch.backfills import Backfills
-from service.dispatch.conditions import FAILING, WAITING, Conditions
+from service.dispatch.conditions import FAILING, WAITING, Conditions, holds
 from service.dispatch.dispatcher_metrics import DispatcherMetrics
 from service.dispatch.holdings import Holdings
 from service.dispatch.listing import all_in
@@ -43,6 +43,7 @@ from trainer.storage import Storage
 __all__ = ["Dispatcher"]
 
 PERIOD_S: Final = 0.5
+CUT_OFF_S: Final = 30.0  # after an outage all dispatchers reach Ray again within so long, or one is cut off by itself
 LEAST_PERIOD_S: Final = 0.25  # however many submit: a step asks the cluster, and looks at all that wait
 
 log = structlog.get_logger("service.dispatch.dispatcher")
@@ -103,6 +104,7 @@ class Dispatcher:
             clock=clock,
         )
         self._report = StepReport()
+        self._ray_answers_since: datetime | None = None
         self._wakes = asyncio.Event()
 
     def wake(self) -> None:
@@ -169,6 +171,7 @@ class Dispatcher:
         try:
             capacity = await self._cluster.capacity()
         except ClusterUnavailable as error:
+            self._ray_answers_since = None
             self._outages.note(error)  # who tells of the nodes may be silent alone: jobs are asked for all the same
             for record in queued:
                 await self._conditions.outage(record, error)
@@ -176,6 +179,8 @@ class Dispatcher:
         running = {record.id: record for record in await all_in(self._store, ON_CLUSTER) if _is_readable(record)}
         # Each dispatcher decides over the whole queue, and so alike, and starts what it holds.
         others = [record for record in self._holdings.queue_of_others if _is_readable(record)]
+        if self._ray_has_answered_for(CUT_OFF_S):  # a dispatcher that still can't reach it starts nothing
+            others = [record for record in others if not holds(record, ClusterUnavailable.code)]
         waiting = [record for record in [*queued, *others] if record.id not in running]
         limits = Limits.of(self._settings)
         decision = admit(waiting, list(running.values()), capacity=capacity, limits=limits, now=self._clock())
@@ -188,6 +193,10 @@ class Dispatcher:
             if record.id in decision.waiting:
                 await self._guarded(record, partial(self._wait, why=decision.waiting[record.id]))
         return started
+
+    def _ray_has_answered_for(self, seconds: float) -> bool:
+        self._ray_answers_since = self._ray_answers_since or self._clock()
+        return self._clock() - self._ray_answers_since > timedelta(seconds=seconds)
 
     async def _start(self, record: ExperimentRecord, *, started: list[ExperimentRecord]) -> None:
         moved = await self._reconciler.move(record, State.STARTING, attempt=record.attempt + 1)

@@ -175,7 +175,7 @@ class Reconciler:
     async def _stop_after_grace(self, record: ExperimentRecord, story: Story, kind: StopKind) -> None:
         """Let Ray end a job that does not stop by itself."""
         grace_s = PAUSE_GRACE_S if kind == "pause" else CANCEL_GRACE_S
-        now = self._clock()
+        now = self._attended_until(record)
         is_asked = record.state in (State.PAUSING, State.CANCELLING)
         waited_s = story.time_in_state_s(now) if is_asked else story.time_on_cluster_s(now) - record.wall_time_s
         if waited_s > grace_s:
@@ -204,7 +204,7 @@ class Reconciler:
     async def _settle_unobserved(self, record: ExperimentRecord, story: Story) -> bool:
         """Settle while Ray is away, if the job had its last word or its time is long over; return whether."""
         left = await self._markers.read_left(record)
-        overdue_s = story.time_on_cluster_s(self._clock()) - record.wall_time_s
+        overdue_s = story.time_on_cluster_s(self._attended_until(record)) - record.wall_time_s
         if not left.is_last_word and overdue_s <= CANCEL_GRACE_S:
             return False
         gone = JobObservation(status=JobStatus.MISSING)
@@ -243,7 +243,12 @@ class Reconciler:
         return await self._outages.ask(ClusterUnavailable, lambda: self._cluster.observe(name))
 
     def _is_over_time(self, record: ExperimentRecord, story: Story) -> bool:
-        return story.time_on_cluster_s(self._clock()) > record.wall_time_s
+        return story.time_on_cluster_s(self._attended_until(record)) > record.wall_time_s
+
+    def _attended_until(self, record: ExperimentRecord) -> datetime:
+        """Return now, or until when the record was claimed if the machine has slept since."""
+        now = self._clock()
+        return now if record.claimed_until is None else min(now, record.claimed_until)
 
     async def _all_is_well(self, record: ExperimentRecord) -> None:
         await self._conditions.take_back(record, WAITING, FAILING, ClusterUnavailable.code, BlobsUnavailable.code)

@@ -78,6 +78,8 @@ class RunCloser:
         num_closed = 0
         ids = await self._markers.open_runs()
         self._backfills.keep(set(ids))
+        if ids and not await self._mlflow_answers():
+            return 0  # a job that was sent now to bring what is missing would be in vain
         for experiment_id in ids:
             try:
                 num_closed += await self._close_if_ended(experiment_id)
@@ -108,6 +110,13 @@ class RunCloser:
         if not await self._stragglers.is_gone(submission_id(experiment_id, open_run.attempt)):
             return False
         await self._markers.forget_open_run(experiment_id)
+        return True
+
+    async def _mlflow_answers(self) -> bool:
+        try:
+            await self._outages.ask(TrackingUnavailable, self._tracking.ping)
+        except TrackingUnavailable:
+            return False
         return True
 
     async def _ask_mlflow(self, experiment_id: str, status: RunStatus) -> None:

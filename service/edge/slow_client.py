@@ -1,7 +1,8 @@
 """A client that takes nothing: how long it is waited for, and what becomes of its connection.
 
 What of a stream it has not read lies in buffers of a fixed size, so waiting costs time, not memory. A
-whole answer lies there as large as it is, for as long as its client takes some of it now and then.
+whole answer lies there as large as it is, for as long as its client takes some of it now and then; an
+encoder, of which parts are sent, as long as each part is taken in time.
 An event stream leaves its reason there, for a client that wakes up in time to read it; what is left
 of any other answer is no use to anyone.
 """

@@ -25,7 +25,7 @@ router = api_router("encoders")
 
 ZIP = "application/zip"
 BUNDLE_S = 120.0  # the largest encoders are gigabytes
-PART_BYTES = 256 * 1024
+PART_BYTES = 64 * 1024  # each is waited for as long as a client that takes nothing
 
 
 @router.get(

@@ -89,6 +89,27 @@ async def test_a_night_is_counted_off_once_whoever_and_however_many_tell_it(plan
     assert 550 < (plane.clock.now - began_at).total_seconds() < 650
 
 
+async def test_a_machine_that_falls_asleep_in_the_middle_of_a_look_costs_no_wall_time(
+    plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plane.cluster.work_s = 10 * NIGHT_S
+    experiment_id = await plane.submit(wall_time_s=3600)
+    await plane.step_until(experiment_id, State.RUNNING)
+    read, nights = plane.blobs.read, [NIGHT_S]
+
+    def fall_asleep(key: str) -> bytes:
+        if key.endswith("trials.json"):
+            plane.clock.advance(nights.pop() if nights else 0)
+        return bytes(read(key))
+
+    monkeypatch.setattr(plane.blobs, "read", fall_asleep)
+    for _ in range(5):
+        await plane.step(advance_s=1)
+    assert not nights
+    assert (await plane.get(experiment_id)).state is State.RUNNING
+    assert await plane.condition(experiment_id, ABSENCE) == "false"
+
+
 async def test_a_restart_is_no_absence(plane: ControlPlane) -> None:
     experiment_id = await plane.submit()
     await plane.step_until(experiment_id, State.RUNNING)

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from service.dispatch.admission import PATIENCE_S
+from service.dispatch.dispatcher import CUT_OFF_S
 from service.dispatch.holdings import LEASE_S
+from service.errors import ClusterUnavailable
 from service.experiment import State
 from tests.fakes.control_plane import ControlPlane
 
@@ -83,6 +85,44 @@ async def test_nothing_younger_passes_one_that_waited_long_and_that_another_hold
         assert (await plane.get(big)).state is State.QUEUED
     finally:
         await plane.store.close()
+
+
+async def test_one_whose_holder_alone_cannot_reach_ray_keeps_nobody_waiting(
+    plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = plane.start_dispatcher("first"), plane.start_dispatcher("second")
+    older = await held(plane, "first")
+    plane.clock.advance(1)
+    younger = await held(plane, "second")
+
+    async def cut_off() -> None:
+        raise ClusterUnavailable("Ray does not answer")
+
+    for _ in range(int(CUT_OFF_S) + 2):
+        with monkeypatch.context() as patch:
+            patch.setattr(plane.cluster, "capacity", cut_off)
+            await first.step()
+        assert (await plane.get(younger)).state is State.QUEUED
+        await second.step()
+        plane.clock.advance(1)
+    assert (await plane.get(older)).state is State.QUEUED
+    assert (await plane.get(younger)).state is State.STARTING
+
+
+async def test_after_an_outage_the_first_to_reach_ray_leaves_room_for_what_others_hold(plane: ControlPlane) -> None:
+    first, second = plane.start_dispatcher("first"), plane.start_dispatcher("second")
+    older = await held(plane, "first")
+    plane.clock.advance(1)
+    younger = await held(plane, "second")
+    plane.cluster.is_down = True
+    for _ in range(int(2 * CUT_OFF_S)):
+        await asyncio.gather(first.step(), second.step())
+        plane.clock.advance(1)
+    plane.cluster.is_down = False
+    await second.step()
+    assert (await plane.get(younger)).state is State.QUEUED
+    await first.step()
+    assert (await plane.get(older)).state is State.STARTING
 
 
 async def test_one_whose_holder_died_is_taken_over_when_its_claim_ends(plane: ControlPlane) -> None:

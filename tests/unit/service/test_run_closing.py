@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from service.dispatch import unrecorded_looks
+from service.dispatch import backfills, unrecorded_looks
 from service.errors import TrackingUnavailable
 from service.experiment import State
+from service.ports import JobObservation
 from tests.fakes.control_plane import ControlPlane
 from trainer.context import experiment_key
 
@@ -84,9 +85,17 @@ async def test_one_whose_trials_take_long_to_read_holds_up_no_step_and_no_other(
     assert plane.blobs.list(NOTES) == [NOTES + large]
     assert plane.tracking.statuses(large) == {"FINISHED"}  # its runs need not wait for it
     gate.set()
-    await asyncio.sleep(0.1)
-    await plane.step(advance_s=SWEEP_S)
-    assert plane.blobs.list(NOTES) == []
+    await swept(plane)
+
+
+async def swept(plane: ControlPlane) -> None:
+    """Step until no note is left."""
+    for _ in range(100):
+        await plane.step(advance_s=SWEEP_S)
+        await asyncio.sleep(0.02)
+        if not plane.blobs.list(NOTES):
+            return
+    pytest.fail(f"notes are left: {plane.blobs.list(NOTES)}")
 
 
 async def test_one_that_cannot_be_read_keeps_no_other_from_being_closed(
@@ -133,13 +142,58 @@ async def test_what_is_missing_is_sent_by_one_job_however_long_the_looks_take(
     plane.tracking.is_down = True
     await plane.step_until(experiment_id, State.SUCCEEDED)
     plane.tracking.is_down = False
-    for _ in range(100):
-        await plane.step(advance_s=SWEEP_S)
-        await asyncio.sleep(0.02)
-        if not plane.blobs.list(NOTES):
-            break
-    assert plane.blobs.list(NOTES) == []
+    await swept(plane)
     assert [name for name in plane.cluster.jobs if "backfill" in name] == [f"{experiment_id}-a1-backfill-1"]
+
+
+@pytest.mark.parametrize("is_refusal", [True, False])
+async def test_while_mlflow_is_away_no_job_is_sent_and_then_one_brings_all(
+    plane: ControlPlane,
+    monkeypatch: pytest.MonkeyPatch,
+    is_refusal: bool,  # noqa: FBT001 - a case
+) -> None:
+    def answer() -> None:
+        if plane.tracking.is_down:
+            raise TrackingUnavailable("MLflow answers 503", is_refusal=is_refusal)
+
+    monkeypatch.setattr(plane.tracking, "_answer", answer)
+    ids = [await plane.submit() for _ in range(3)]
+    for experiment_id in ids:
+        await plane.step_until(experiment_id, State.RUNNING, advance_s=1)
+    plane.tracking.is_down = True
+    for experiment_id in ids:
+        await plane.step_until(experiment_id, State.SUCCEEDED, advance_s=1)
+    for _ in range(20):
+        await plane.step(advance_s=SWEEP_S)
+    assert [name for name in plane.cluster.jobs if "backfill" in name] == []
+    plane.tracking.is_down = False
+    for _ in range(10):
+        await plane.step(advance_s=SWEEP_S)
+    assert plane.blobs.list(NOTES) == []
+    assert sorted(name for name in plane.cluster.jobs if "backfill" in name) == sorted(
+        f"{experiment_id}-a1-backfill-1" for experiment_id in ids
+    )
+
+
+async def test_a_last_try_that_worked_is_not_called_vain(plane: ControlPlane, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unrecorded_looks, "STEP_WAITS_S", 0.0)
+    monkeypatch.setattr(backfills, "MOST_TRIES", 1)
+    experiment_id = await plane.submit()
+    await plane.step_until(experiment_id, State.RUNNING)
+    plane.tracking.is_down = True
+    await plane.step_until(experiment_id, State.SUCCEEDED)
+    plane.tracking.is_down = False
+    observe, name = plane.cluster.observe, f"{experiment_id}-a1-backfill-1"
+
+    async def observing(asked: str) -> JobObservation:
+        """Let the try end between the look at what is missing and the question what became of it."""
+        if asked == name and name in plane.cluster.jobs:
+            plane.clock.advance(plane.cluster.work_s + 10)
+        return await observe(asked)
+
+    monkeypatch.setattr(plane.cluster, "observe", observing)
+    await swept(plane)
+    assert await plane.condition(experiment_id, backfills.CONDITION) == "false"
 
 
 async def test_the_notes_of_those_that_have_not_ended_are_not_read(
