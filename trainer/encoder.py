@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,20 +22,31 @@ class Encoder(ResNet):
     """A ResNet that can recompute its blocks in backward; parameters and outputs are the same."""
 
     is_checkpointed = False
+    _compiled_blocks: list[Callable[[Tensor], Tensor]] | None = None
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Return h, (B, width_of_h), of RGB images in 0..1, (B, 3, H, W)."""
         if not (self.is_checkpointed and torch.is_grad_enabled()):
             return super().forward(x_BCHW)
         x_BCHW = self.maxpool(self.relu(self.bn1(self.conv1(x_BCHW))))
-        for block in self.blocks():
-            x_BCHW = _recomputed(block, x_BCHW)
+        blocks = list(self.blocks())
+        computations: Sequence[Callable[[Tensor], Tensor]] = self._compiled_blocks or blocks
+        for block, compute in zip(blocks, computations, strict=True):
+            x_BCHW = _recomputed(block, compute, x_BCHW)
         return average_over_space(x_BCHW)
 
     def blocks(self) -> Iterator[nn.Module]:
         """Yield the residual blocks, first to last."""
         for name in self.stage_names:
             yield from self.get_submodule(name).children()
+
+    def compile_blocks(self) -> None:
+        """Compile each block where it is recomputed in backward; whoever evaluates calls them as they are."""
+        self._compiled_blocks = [torch.compile(block.forward) for block in self.blocks()]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy takes over: not what was compiled, which computes with these parameters."""
+        return {name: value for name, value in super().__getstate__().items() if name != "_compiled_blocks"}  # type: ignore[no-untyped-call]
 
 
 def build_encoder(spec: EncoderSpec, *, seed: int) -> Encoder:
@@ -63,9 +75,9 @@ def checkpoint_blocks(encoder: Encoder) -> None:
     encoder.is_checkpointed = True
 
 
-def _recomputed(block: nn.Module, x_BCHW: Tensor) -> Tensor:
+def _recomputed(block: nn.Module, compute: Callable[[Tensor], Tensor], x_BCHW: Tensor) -> Tensor:
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), running_statistics_frozen(block)
 
-    out_BCHW: Tensor = checkpoint(block, x_BCHW, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
+    out_BCHW: Tensor = checkpoint(compute, x_BCHW, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
     return out_BCHW

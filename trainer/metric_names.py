@@ -2,7 +2,8 @@
 
 Accuracies are ratios 0..1. `loss`, `contrastive_accuracy`, `entropy`, `lr` have one point for
 every step under its global step; `parity_error` and `num_workers` one for every start, under the
-step it began from; the others have one under the last step of their epoch.
+first step from where it began that has none of an earlier start; the others have one under the last
+step of their epoch.
 """
 
 from __future__ import annotations

@@ -121,12 +121,11 @@ class Stepper:
 
 def _compiled(learner: SimclrLearner | SupervisedLearner) -> Callable[[Tensor], Tensor]:
     """Return `learner.outputs` compiled, as a whole or, where blocks are recomputed in backward, block by block."""
+    torch.compiler.reset()  # what an earlier trial of this process left counts towards a limit
     hide_statistics_from_compiler(learner)
-    encoder = learner.encoder
-    if not encoder.is_checkpointed:
+    if not learner.encoder.is_checkpointed:
         return torch.compile(learner.outputs)
-    for block in encoder.blocks():
-        block.compile()
+    learner.encoder.compile_blocks()
     return learner.outputs
 
 

@@ -130,8 +130,8 @@ def test_a_team_killed_twice_at_random_steps_is_bit_identical(tmp_path: Path, da
     whole_losses, whole = run(tmp_path / "whole", datasets_dir, workers=3, precision="float32")
     folder = tmp_path / "killed"
     chance = random.Random(seed := random.randrange(1000))
-    for attempt, steps in enumerate((range(4, 11), range(13, 20)), start=1):
-        killed = chance.choice(steps), chance.randrange(3)
+    kills = [(chance.choice(steps), chance.randrange(3)) for steps in (range(6, 11), range(13, 20))]
+    for attempt, killed in enumerate(kills, start=1):
         with pytest.raises(ProcessException):
             run_team(3, train_until_killed, spec, trial_context(folder, datasets_dir, attempt=attempt), *killed)
     run_team(3, train_trial, spec, trial_context(folder, datasets_dir, attempt=3))
@@ -139,8 +139,10 @@ def test_a_team_killed_twice_at_random_steps_is_bit_identical(tmp_path: Path, da
     losses, tensors = outcome(context, steps=STEPS)
     assert losses == whole_losses, f"killed as seed {seed} has it"
     assert largest_difference(tensors, whole) == 0, f"killed as seed {seed} has it"
-    first, second, third = starts(context)
-    assert first == 0 < second < third
+    first, *later = starts(context)
+    assert first == 0
+    # a checkpoint follows each step; that of the last one or two may not have been there yet
+    assert all(step - 3 <= start <= step for (step, _), start in zip(kills, later, strict=True)), (kills, later)
 
 
 def test_a_run_killed_on_two_workers_resumes_on_one(

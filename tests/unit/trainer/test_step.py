@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Callable
@@ -99,11 +100,48 @@ def test_a_compiled_step_is_the_same_with_batch_norm(
     again, again_gradient, again_state = one_step(
         WITH_BATCH_NORM, is_compiled=True, memory={"activation_checkpointing": is_checkpointed}
     )
-    assert compiled == (["_call_impl"] * 3 if is_checkpointed else ["outputs"])
+    assert compiled == (["forward"] * 3 if is_checkpointed else ["outputs"])
     assert again == pytest.approx(whole, rel=1e-12)
     assert relative_difference(whole_gradient, again_gradient) <= 1e-12
     for name, value in whole_state.items():
         torch.testing.assert_close(again_state[name], value, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_checkpointed", [False, True], ids=["whole", "block by block"])
+def test_every_trial_of_a_process_is_compiled_and_no_evaluation(
+    monkeypatch: pytest.MonkeyPatch,
+    is_checkpointed: bool,  # noqa: FBT001 - a case
+) -> None:
+    calls, compile_ = [0], torch.compile
+
+    def counting(graph: torch.fx.GraphModule, _: list[torch.Tensor]) -> Callable[..., Any]:
+        def call(*inputs: Any) -> Any:
+            calls[0] += 1
+            return graph(*inputs)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", lambda function: compile_(function, backend=counting))
+    memory = {"activation_checkpointing": is_checkpointed}
+    made = []
+    for width in (1, 2, 4):
+        calls[0] = 0
+        parts = WITH_BATCH_NORM | {"encoder": {"name": "resnet14", "width": width}}
+        one_step(parts, is_compiled=True, memory=memory)
+        made.append(calls[0])
+    assert made == [made[0]] * 3
+    assert made[0] > 0
+    spec = PretrainSpec.model_validate({"data": {"dataset": "digits"}, **WITH_BATCH_NORM, "memory": memory})
+    learner = prepare_learner(spec, num_classes=None, team=Team(), dtype=torch.float32)
+    precision = resolve_precision("float32", torch.device("cpu"))
+    optimizer = build_optimizer(spec.optim, learner)
+    Stepper(learner, optimizer, team=Team(), precision=precision, micro_batch=None, compile_=True)
+    calls[0] = 0
+    with torch.inference_mode():
+        copy.deepcopy(learner.encoder).eval()(torch.rand(2, 3, 16, 16))
+        learner.encoder.eval()(torch.rand(2, 3, 16, 16))
+    assert calls[0] == 0
 
 
 def test_the_supervised_baseline_learns_from_labels_and_needs_them() -> None:
