@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any
 
 from trainer.spec import PretrainSpec, SpecProblem
-from tune_spaces.overrides import apply_overrides, spec_paths, value_at
+from tune_spaces.overrides import apply_overrides, listed_values, spec_paths, value_at
 from tune_spaces.problems.fields import document_problems, escaped, unknown_path_detail, value_refusal
 from tune_spaces.problems.metric import metric_problems
 from tune_spaces.problems.points import point_problems
@@ -90,7 +90,7 @@ def _shape_problems(sweep: SweepSpec) -> Iterator[SpecProblem]:
             pointer="/num_samples", code="num_samples_of_grid", detail=detail, allowed=[1], involves=("/search",)
         )
     for path, place, domain in _domains(sweep.space or {}):
-        if not isinstance(domain, Choice):
+        if not isinstance(domain, Choice) and not listed_values(path):  # of those no search takes a range
             detail = f"a grid needs listed values, and {path} has a range; use choice, or search random or optuna"
             yield SpecProblem(
                 pointer=place, code="range_in_grid", detail=detail, allowed=["choice"], involves=("/search",)
@@ -157,7 +157,9 @@ def _axes_problems(space: Mapping[str, Any]) -> Iterator[SpecProblem]:
                 yield SpecProblem(pointer=pointer, code="axes_contradict", detail=detail, involves=involves)
     for path, place, domain in _domains(space):
         yield from _condition_problems(path, place, domain, space)
-        if path in spec_paths():
+        if listed_values(path) and not isinstance(domain, Choice):
+            yield _range_of_listed_values(path, place, domain)
+        elif path in spec_paths():
             yield from _value_problems(path, place, domain)
 
 
@@ -179,7 +181,7 @@ def _condition_problems(path: str, place: str, domain: AnyDomain, space: Mapping
 
 def _value_problems(path: str, place: str, domain: AnyDomain) -> Iterator[SpecProblem]:
     """Yield the values that the field refuses, each at its place, and values given twice."""
-    key = next(iter(domain.model_dump(exclude={"when"})))
+    key = _key(domain)
     seen: set[str] = set()
     for index, value in enumerate(domain.values()):
         pointer = f"{place}/{key}/{index}"
@@ -207,6 +209,23 @@ def _range_problems(path: str, pointer: str, domain: AnyDomain) -> Iterator[Spec
     elif low > high or (low == high and not isinstance(domain, RandInt)):
         detail = f"{path}: {low:g} to {high:g} is no range; give the lower bound first"
         yield SpecProblem(pointer=pointer, code="range_invalid", detail=detail, allowed="low < high")
+
+
+def _range_of_listed_values(path: str, place: str, domain: AnyDomain) -> SpecProblem:
+    """Return that a range has values between its bounds that a field of listed values refuses."""
+    low, high = domain.values()
+    listed = listed_values(path)
+    detail = (
+        f"{path}: {_shown(low)} to {_shown(high)} is a range, and the field takes one of "
+        f"{', '.join(_shown(value) for value in listed)}; use choice"
+    )
+    pointer = f"{place}/{_key(domain)}"
+    return SpecProblem(pointer=pointer, code="range_of_listed_values", detail=detail, allowed=list(listed))
+
+
+def _key(domain: AnyDomain) -> str:
+    """Return the one key that says what a domain is."""
+    return next(iter(domain.model_dump(exclude={"when"})))
 
 
 def _normal(path: str, value: Any) -> str:

@@ -74,6 +74,13 @@ def test_a_range_is_judged_by_what_it_draws_or_may_suggest(search: str) -> None:
     assert judged(space, search=search, num_samples=5) == {"/space/scaling.cpus_per_worker": "cluster_too_small"}
 
 
+@pytest.mark.parametrize("search", ["grid", "random", "optuna"])
+@pytest.mark.parametrize("bounds", [[1, 4], [2, 4]])
+def test_a_range_with_values_between_that_its_field_refuses_is_an_answer(search: str, bounds: list[int]) -> None:
+    space = {"encoder.width": {"randint": bounds}}
+    assert judged(space, search=search) == {"/space/encoder.width/randint": "range_of_listed_values"}
+
+
 @pytest.mark.parametrize("path", ["data.dataset", "data"])
 def test_a_base_whose_data_set_the_axis_always_replaces_is_not_judged_by_it(path: str) -> None:
     names: list[Any] = ["shapes", "digits"]

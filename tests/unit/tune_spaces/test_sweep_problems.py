@@ -127,6 +127,26 @@ def test_the_bounds_of_a_range_are_judged(domain: dict[str, Any], pointer: str, 
     assert found(space={"loss.temperature": domain}, search="random") == {f"/space/loss.temperature{pointer}": code}
 
 
+@pytest.mark.parametrize("search", ["grid", "random", "optuna"])
+@pytest.mark.parametrize("bounds", [[1, 4], [2, 4], [2, 2], [3, 9]])
+@pytest.mark.parametrize("kind", ["randint", "uniform", "loguniform"])
+def test_a_range_over_listed_values_is_refused_with_them(search: str, bounds: list[int], kind: str) -> None:
+    space = {"encoder.width": {kind: bounds}}
+    (problem,) = sweep_problems(SweepSpec.model_validate({"base": BASE, "space": space, "search": search}))
+    assert (problem.pointer, problem.code) == (f"/space/encoder.width/{kind}", "range_of_listed_values")
+    assert re.match(rf"encoder.width: .*{bounds[0]}\S* to {bounds[1]}.* 1, 2, 4; use choice", problem.detail)
+    assert problem.allowed == [1, 2, 4]
+
+
+def test_a_range_over_listed_values_is_told_at_its_place_among_others() -> None:
+    conditional = [{"choice": [1], "when": {"epochs": [1]}}, {"randint": [2, 4]}]
+    space = {"epochs": {"choice": [1, 2]}, "encoder.width": conditional, "encoder.name": {"randint": [0, 1]}}
+    assert found(space=space, search="optuna") == {
+        "/space/encoder.width/1/randint": "range_of_listed_values",
+        "/space/encoder.name/randint": "range_of_listed_values",
+    }
+
+
 def test_a_logarithmic_range_starts_above_zero() -> None:
     space = {"optim.weight_decay": {"loguniform": [0.0, 0.1]}}
     assert found(space=space, search="random") == {"/space/optim.weight_decay/loguniform": "range_invalid"}
