@@ -95,7 +95,7 @@ def _longer(parent: ExperimentRecord, epochs: int) -> dict[str, Any]:
 
 def _wider(parent: ExperimentRecord, max_trials: int) -> dict[str, Any]:
     try:
-        spec = continued_request(parent.request, max_trials=max_trials)
+        spec = continued_request(parent.request, max_trials=max_trials, seeds=parent.spec["seeds"])
     except ValueError as error:
         refuse([FieldProblem(pointer="/max_trials", code="grid_complete", detail=f"max_trials: {error}")])
     done, seeds = int(parent.plan["trials"]), len(parent.spec["seeds"])

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from service.dispatch.job import attempt_job
 from service.experiment import State
+from service.intake.descendants import body_of_continuation
+from service.schemas import ContinueRequest
 from service.settings import Settings
 from tests.harness.http_app import HttpApp, assert_problem, pointers, pretrain_body
 from trainer.context import JobDocument, ParentTrial
@@ -96,6 +99,23 @@ async def test_a_sweep_grows_by_whole_points_under_every_seed(service: HttpApp) 
     assert too_few.json()["errors"][0]["allowed"] == ">= 9"
     assert child["plan"]["trials"] == 9
     assert child["spec"]["limits"]["max_trials"] == 10
+
+
+async def test_a_sweep_that_an_earlier_version_resolved_goes_on_under_its_seeds(service: HttpApp) -> None:
+    study = {"base": {**pretrain_body()["spec"], "seed": 5}, "study": "temperature", "size": "small"}
+    spec = {**study, "search": "random", "num_samples": 2}
+    url = await ended(service, {"name": "sweep", "kind": "sweep", "spec": spec})
+    record = await service.store.get(url.split("/")[2])
+    assert record.spec["seeds"] == [5, 6, 7]
+    earlier = replace(record, spec={**record.spec, "seeds": [0, 1, 2]})
+
+    same, other = (
+        body_of_continuation(one, ContinueRequest(max_trials=9), blobs=service.blobs) for one in (record, earlier)
+    )
+
+    assert "seeds" not in same["spec"]
+    assert other["spec"]["seeds"] == [0, 1, 2]
+    assert (await service.submit(other))["spec"]["seeds"] == [0, 1, 2]
 
 
 @pytest.mark.parametrize("more", [{"epochs": 200_000}, {"epochs": 4, "max_trials": 4}, {}, {"epochs": 2}])
