@@ -190,4 +190,6 @@ def _step_of(key: str) -> int:
 
 
 def _parent_prefix(parent: ParentTrial | None) -> str | None:
-    return trial_key(parent.experiment_id, parent.trial_id, "checkpoints/") if parent else None
+    if parent is None or parent.trial_id is None:
+        return None
+    return trial_key(parent.experiment_id, parent.trial_id, "checkpoints/")

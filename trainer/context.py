@@ -24,7 +24,7 @@ class ParentTrial(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     experiment_id: str
-    trial_id: str
+    trial_id: str | None  # None: it has none that is the same, and the trial starts anew
 
 
 class JobDocument(BaseModel):

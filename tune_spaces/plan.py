@@ -6,7 +6,7 @@ crash finds every trial where it was.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -17,7 +17,16 @@ from tune_spaces.rungs import asha_rungs
 from tune_spaces.space import Point, draw, extremes, grid
 from tune_spaces.spec import SweepSpec, complete
 
-__all__ = ["PlannedTrial", "SweepPlan", "TrialCost", "plan_sweep", "planned_trials", "possible_specs", "trial_at"]
+__all__ = [
+    "PlannedTrial",
+    "SweepPlan",
+    "TrialCost",
+    "has_seed_of",
+    "plan_sweep",
+    "planned_trials",
+    "possible_specs",
+    "trial_at",
+]
 
 SEED = "seed"
 
@@ -132,9 +141,22 @@ def possible_specs(sweep: SweepSpec) -> list[PretrainSpec]:
 def trial_at(sweep: SweepSpec, point: Point, index: int) -> PlannedTrial:
     """Return the trial of this number: seeds change fastest."""
     seed = point.get(SEED, sweep.seeds[index % len(sweep.seeds)])
-    params = flat_params(point) | ({SEED: seed} if len(sweep.seeds) > 1 else {})
+    params = flat_params(point) | _seed_params(sweep, seed)
     spec = PretrainSpec.model_validate(apply_overrides(sweep.base, {**point, SEED: seed}))
     return PlannedTrial(id=f"t{index:04d}", params=params, spec=spec, seed=seed, point=point)
+
+
+def has_seed_of(sweep: SweepSpec, trial_id: str, params: Mapping[str, Any]) -> bool:
+    """Return whether flat params have the seed that the trial of this id has in a complete sweep."""
+    if SEED in sweep.axes():
+        return SEED in params
+    seed = sweep.seeds[int(trial_id.removeprefix("t")) % len(sweep.seeds)]
+    return params.get(SEED) == _seed_params(sweep, seed).get(SEED)
+
+
+def _seed_params(sweep: SweepSpec, seed: int) -> dict[str, Any]:
+    """Return the seed as a param where there are several."""
+    return {SEED: seed} if len(sweep.seeds) > 1 else {}
 
 
 def _draws(sweep: SweepSpec) -> Iterator[Point]:

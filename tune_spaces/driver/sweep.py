@@ -12,7 +12,7 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
-from trainer.context import JobDocument, ParentTrial, TrialContext, experiment_key, trial_key
+from trainer.context import JobDocument, ParentTrial, TrialContext, bundle_key, experiment_key, trial_key
 from trainer.errors import Stopped
 from trainer.job import JobEnd
 from trainer.launch import finished_trial
@@ -28,7 +28,7 @@ from tune_spaces.driver.outcome import Outcome, RunTrials
 from tune_spaces.driver.referee import told_to_stop
 from tune_spaces.driver.supply import TrialSupply, open_supply
 from tune_spaces.errors import SweepInterrupted
-from tune_spaces.plan import planned_trials
+from tune_spaces.plan import has_seed_of, planned_trials
 from tune_spaces.spec import SweepSpec, complete
 
 __all__ = ["SweepDriver", "run_sweep"]
@@ -75,6 +75,8 @@ class SweepDriver:
         )
         self.limit: str | None = None  # that ended the sweep before its trials, in words
         self._report_loader = threading.Thread(target=_load_reports, name="report-loader", daemon=True)
+        parent = document.parent
+        self._parent_rows = {row.id: row for row in read_trial_table(storage, parent.experiment_id)} if parent else {}
         self._adopt_parent()
         self.supply: TrialSupply = open_supply(sweep, self.ledger.rows, self._settle_finished())
         self.ledger.plan(self.supply.known())
@@ -114,11 +116,15 @@ class SweepDriver:
             self.ledger.leave_out(_limit_reached(reached))
 
     def context(self, trial_id: str) -> TrialContext:
-        """Return the context of a trial; one that continues another sweep starts from its namesake."""
+        """Return the context of a trial; one that a continued sweep has too starts from its checkpoint."""
         parent = self.document.parent
         context = self.document.trial_context(trial_id)
-        own = ParentTrial(experiment_id=parent.experiment_id, trial_id=trial_id) if parent else None
-        return context.model_copy(update={"parent": own})
+        if parent is None:
+            return context
+        own, theirs = self.ledger.rows.get(trial_id), self._parent_rows.get(trial_id)
+        is_same = own is not None and theirs is not None and own.params == theirs.params
+        link = ParentTrial(experiment_id=parent.experiment_id, trial_id=trial_id if is_same else None)
+        return context.model_copy(update={"parent": link})
 
     def _num_planned(self) -> int:
         return self.sweep.num_trials_searched() if self.sweep.search == "optuna" else len(list(self.supply.known()))
@@ -167,17 +173,30 @@ class SweepDriver:
         if parent is None or self.ledger.rows:
             return
         planned = {trial.id: trial.params for trial in planned_trials(self.sweep)}
-        for row in read_trial_table(self.storage, parent.experiment_id):
-            # A trial that is another one here, since the space changed before it, starts anew.
-            if self.sweep.search != "optuna" and planned.get(row.id) != row.params:
+        is_suggested = self.sweep.search == "optuna"
+        for row in self._parent_rows.values():
+            # One that is another trial here, since the space or the seeds changed before it, starts anew.
+            if not (has_seed_of(self.sweep, row.id, row.params) if is_suggested else planned.get(row.id) == row.params):
                 continue
             is_final = self._is_final(row)
-            theirs, own = trial_key(parent.experiment_id, row.id, ""), self.document.trial_context(row.id).key("")
-            bundles = [key.removeprefix(theirs) for key in self.storage.list(f"{theirs}encoder")]
-            names = (*bundles, "epochs.json", "complete.json") if is_final else ("epochs.json",)
-            for name in names:  # the marker last, as always
-                self._copy(theirs + name, own + name)
+            self._adopt_blobs(parent.experiment_id, row.id, is_final=is_final)
             self.ledger.rows[row.id] = row if is_final else TrialRow(id=row.id, params=row.params)
+
+    def _adopt_blobs(self, parent_id: str, trial_id: str, *, is_final: bool) -> None:
+        """Copy what the scheduler heard of a trial and, of one that ended for good, its encoder and its marker."""
+        own_id = self.document.experiment_id
+        self._copy(trial_key(parent_id, trial_id, "epochs.json"), trial_key(own_id, trial_id, "epochs.json"))
+        if not is_final:
+            return
+        try:
+            data = self.storage.read(trial_key(parent_id, trial_id, "complete.json"))
+        except BlobMissing:
+            return  # the table keeps how it ended
+        marker = json.loads(data)
+        if marker["state"] != "stopped_early":  # such a one has no encoder
+            self._copy(bundle_key(parent_id, trial_id, marker), bundle_key(own_id, trial_id, marker))
+        # The marker last, as always.
+        self.storage.create(trial_key(own_id, trial_id, "complete.json"), _owing_nothing(marker))
 
     def _is_final(self, row: TrialRow) -> bool:
         if row.state == "stopped_early":  # fifo stops none: what it has was ended by a limit, said or not
@@ -185,11 +204,12 @@ class SweepDriver:
         return row.state == "succeeded"
 
     def _copy(self, source: str, target: str) -> None:
+        """Copy a blob, if there is one."""
         try:
             data = self.storage.read(source)
         except BlobMissing:
-            return  # a trial stopped early has no encoder
-        self.storage.create(target, _owing_nothing(data) if target.endswith("/complete.json") else data)
+            return
+        self.storage.create(target, data)
 
     # --- what happens meanwhile -------------------------------------------------------------------
 
@@ -239,12 +259,10 @@ def _limit_reached(words: str) -> dict[str, Any]:
     return {"code": "limit_reached", "message": words, "retryable": False}
 
 
-def _owing_nothing(marker: bytes) -> bytes:
+def _owing_nothing(marker: Mapping[str, Any]) -> bytes:
     """Return an adopted marker without the note that MLflow misses something: the outbox stays with the parent."""
-    document = json.loads(marker)
-    if not document.get("is_recorded", True):
-        del document["is_recorded"]
-    return json.dumps(document).encode()
+    is_owing = not marker.get("is_recorded", True)
+    return json.dumps({key: value for key, value in marker.items() if key != "is_recorded" or not is_owing}).encode()
 
 
 def _on_ray() -> RunTrials:

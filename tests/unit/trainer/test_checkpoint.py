@@ -162,6 +162,8 @@ def test_a_continued_trial_starts_from_its_parents_newest(tmp_path: Path) -> Non
     assert child.latest_step() == 5
     child.save(state(7))
     assert child.latest_step() == 7
+    other = store(tmp_path, experiment_id="exp_3", parent=ParentTrial(experiment_id="exp_1", trial_id=None))
+    assert other.latest_step() == 0, "it is another trial than its namesake"
 
 
 def test_without_any_there_is_no_step(tmp_path: Path) -> None:

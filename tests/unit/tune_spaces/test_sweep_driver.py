@@ -189,7 +189,80 @@ def test_a_continued_sweep_takes_over_what_is_the_same_trial(tmp_path: Path, sto
     assert [row.state for row in continued.ledger.rows.values()] == ["succeeded", "pending", "pending", "pending"]
     marker = json.loads(storage.read(child.trial_context("t0000").key("complete.json")))
     assert storage.read(bundle_key("exp_2", "t0000", marker)) == b"bundle"
-    assert continued.context("t0001").parent == ParentTrial(experiment_id="exp_1", trial_id="t0001")
+    assert continued.context("t0000").parent == ParentTrial(experiment_id="exp_1", trial_id="t0000")
+    assert continued.context("t0001").parent == ParentTrial(experiment_id="exp_1", trial_id=None), "of another trial"
+
+
+@pytest.mark.parametrize(
+    ("seeds", "adopted"),
+    [([0, 1, 2], {"t0000", "t0001", "t0002"}), ([5, 6, 7], set()), ([0, 6, 7], {"t0000"}), ([0], set())],
+)
+def test_a_suggested_trial_of_another_seed_is_another_trial(
+    tmp_path: Path, storage: DirectoryStorage, seeds: list[int], adopted: set[str]
+) -> None:
+    base = {"data": {"dataset": "digits"}, "seed": 5}
+    space = {"loss.temperature": {"uniform": [0.1, 1.0]}}
+    asked = {"base": base, "space": space, "search": "optuna", "num_samples": 1, "seeds": [0, 1, 2]}
+    parent = document(tmp_path, spec=resolve(SweepSpec.model_validate(asked)))
+    run_sweep(parent, storage, run_trials=one_by_one)
+    sweep = complete(SweepSpec.model_validate({**asked, "seeds": seeds, "num_samples": 2}))
+    link = ParentTrial(experiment_id="exp_1", trial_id="t0000")
+    for attempt in (1, 2):
+        child = document(tmp_path, experiment_id="exp_2", attempt=attempt, spec=resolve(sweep), parent=link)
+        driver = SweepDriver(sweep, child, storage)
+        rows = driver.ledger.rows
+        assert {trial for trial, one in rows.items() if one.state == "succeeded"} == adopted
+        assert all(one.params == trial.params for trial in driver.supply.known() if (one := rows[trial.id]))
+        parents = [driver.context(trial).parent for trial in ("t0000", "t0001", "t0002")]
+        assert {one.trial_id for one in parents if one and one.trial_id} == adopted, (
+            "no trial starts from the checkpoint of another"
+        )
+
+
+class CountingStorage(DirectoryStorage):
+    """A directory that keeps count of what it was asked."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.listed: list[str] = []
+        self.was_read: list[str] = []
+
+    def list(self, prefix: str) -> list[str]:
+        self.listed.append(prefix)
+        return super().list(prefix)
+
+    def read(self, key: str) -> bytes:
+        self.was_read.append(key)
+        return super().read(key)
+
+
+def test_a_continued_sweep_copies_the_encoder_that_the_marker_names_and_no_other(
+    tmp_path: Path, storage: DirectoryStorage
+) -> None:
+    parent = document(tmp_path)
+    SweepDriver(complete(SWEEP), parent, storage)
+    bundles = {
+        trial: [parent.trial_context(trial).key(f"encoder-{start:08d}.zip") for start in (1, 2)]
+        for trial in ("t0000", "t0001")
+    }
+    for keys in bundles.values():
+        for key in keys:
+            storage.write(key, key.encode())
+    leave_marker(parent, storage, "t0000", bundle=bundles["t0000"][1])
+    leave_marker(parent, storage, "t0002")  # of an early version
+    storage.write(parent.trial_context("t0002").key("encoder.zip"), b"early")
+    SweepDriver(complete(SWEEP), document(tmp_path, attempt=2), storage)
+    counting = CountingStorage(tmp_path / "storage")
+    child = document(tmp_path, experiment_id="exp_2", parent=ParentTrial(experiment_id="exp_1", trial_id="t0000"))
+    SweepDriver(complete(SWEEP), child, counting)
+    copied = {key for key in storage.list("experiments/exp_2/trials/") if "/encoder" in key}
+    assert copied == {
+        child.trial_context("t0000").key("encoder-00000002.zip"),
+        child.trial_context("t0002").key("encoder.zip"),
+    }
+    assert storage.read(child.trial_context("t0000").key("encoder-00000002.zip")) == bundles["t0000"][1].encode()
+    assert [key for key in counting.was_read if key in {*bundles["t0000"], *bundles["t0001"]}] == bundles["t0000"][1:]
+    assert [prefix for prefix in counting.listed if "exp_1" in prefix and "encoder" in prefix] == []
 
 
 def test_an_adopted_trial_owes_mlflow_nothing_of_its_own(tmp_path: Path, storage: DirectoryStorage) -> None:
