@@ -48,12 +48,12 @@ class Observations:
         return sorted({observation.seed for observation in self.all})
 
     @cached_property
-    def num_seeds_planned(self) -> int:
-        """Return under how many seeds a setting is to run; where settings differ in it, the most."""
+    def num_seeds_planned(self) -> dict[str, int]:
+        """Return under how many seeds each setting is to run, by its key; searches may draw seeds unequally."""
         seeds: dict[str, set[int]] = {}
         for one in self.planned:
             seeds.setdefault(setting_key(one.params), set()).add(one.seed)
-        return max(map(len, seeds.values()), default=0)
+        return {setting: len(found) for setting, found in seeds.items()}
 
     @cached_property
     def by_setting(self) -> dict[str, list[Observation]]:

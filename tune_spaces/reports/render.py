@@ -82,8 +82,8 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
 
 
-def _seeds(setting: Setting, num_planned: int) -> str:
-    return f"{setting.num_seeds}" if setting.num_seeds == num_planned else f"{setting.num_seeds} of {num_planned}"
+def _seeds(setting: Setting) -> str:
+    return f"{setting.num_seeds} of {setting.num_seeds_planned}" if setting.lacks_seeds else f"{setting.num_seeds}"
 
 
 def _inert(value: Any) -> str:

@@ -53,7 +53,7 @@ class Report:
     paper_finding: str | None
     paper_note: str | None
     num_seeds: int
-    num_seeds_planned: int  # of each setting; those that lack some stand behind the others
+    num_seeds_planned: int  # of the setting that has the most; `settings` has the number of each
     num_trials: Mapping[str, int]  # by state
     limit: str | None  # that ended the sweep before all trials had run, in words
     best: str | None  # label of the best setting
@@ -98,14 +98,14 @@ def build_report(
         source=study.source if study else None,
         metric=sweep.metric,
         mode=sweep.mode,
-        sentence=sentence(claims) if claims else _plain_sentence(settings, comparisons, sweep, observations),
+        sentence=sentence(claims) if claims else _plain_sentence(settings, comparisons, sweep),
         verdict=overall(claims) if claims else None,
         rule=RULE if claims else None,
         claims=claims,
         paper_finding=study.paper.finding if study else None,
         paper_note=_paper_note(study),
         num_seeds=len(observations.seeds),
-        num_seeds_planned=observations.num_seeds_planned,
+        num_seeds_planned=max(observations.num_seeds_planned.values(), default=0),
         num_trials=dict(Counter(row.state for row in rows)),
         limit=limit,
         best=settings[0].label if settings else None,
@@ -131,9 +131,7 @@ def _claims(observations: Observations, sweep: SweepSpec, study: Study | None) -
     return tuple(judge_claim(claim, observations, metric=sweep.metric, mode=study.mode) for claim in study.paper.claims)
 
 
-def _plain_sentence(
-    settings: Sequence[Setting], comparisons: Sequence[Comparison], sweep: SweepSpec, observations: Observations
-) -> str:
+def _plain_sentence(settings: Sequence[Setting], comparisons: Sequence[Comparison], sweep: SweepSpec) -> str:
     best = settings[0].metrics[sweep.metric] if settings else None
     if best is None:
         return "No trial ran to its end, so there is nothing to compare."
@@ -141,15 +139,17 @@ def _plain_sentence(
     lead = "the only setting" if not told else f"told apart from {sum(told)} of {len(told)} others"
     return (
         f"Best by {sweep.metric} is {settings[0].label} with {best.mean:.4g}, {lead}"
-        f"{_lacking(settings, observations.num_seeds_planned)}; no claim of the paper is judged."
+        f"{_lacking(settings)}; no claim of the paper is judged."
     )
 
 
-def _lacking(settings: Sequence[Setting], num_seeds: int) -> str:
+def _lacking(settings: Sequence[Setting]) -> str:
     """Return what is to be said of settings that lack seeds, since trials were stopped early, failed or left out."""
-    lacking = sum(setting.num_seeds < num_seeds for setting in settings)
+    lacking = sum(setting.lacks_seeds for setting in settings)
     if lacking == len(settings):
-        return f" (no setting has all {num_seeds} seeds, so means are over different ones)"
+        planned = {setting.num_seeds_planned for setting in settings}
+        seeds = f"all {planned.pop()} seeds" if len(planned) == 1 else "all of its seeds"
+        return f" (no setting has {seeds}, so means are over different ones)"
     if lacking:
         number, verb = ("1 setting", "lacks") if lacking == 1 else (f"{lacking} settings", "lack")
         return f" ({number} that {verb} seeds left behind)"

@@ -36,8 +36,14 @@ class Setting:
     params: Mapping[str, Any]
     trials: tuple[str, ...]
     num_seeds: int  # under which it has the sweep's metric
+    num_seeds_planned: int  # under which it was to run
     metrics: Mapping[str, Estimate | None]
     paper: Mapping[str, float]  # metric -> the paper's number for this setting; {} where it has none
+
+    @property
+    def lacks_seeds(self) -> bool:
+        """Return whether it has no result under some seed of its own, since trials were stopped, failed or left out."""
+        return self.num_seeds < self.num_seeds_planned
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +71,10 @@ def columns_of(sweep: SweepSpec, study: Study | None, observations: Observations
 def list_settings(
     observations: Observations, sweep: SweepSpec, study: Study | None, metrics: Sequence[str]
 ) -> tuple[Setting, ...]:
-    """Return every setting that was seen, the best first, those that lack seeds behind all that have them.
+    """Return every setting that was seen, the best first, those that lack seeds of their own behind all others.
 
-    Seeds differ more than settings do, so a mean over easy ones is no sign of a good setting.
+    What ends a trial may favour easy seeds, and a mean over those is no sign of a good setting. A
+    setting for which a search drew fewer seeds than for others lacks none.
     """
     numbers = study.paper.numbers if study else None
     groups = list(observations.by_setting.values())
@@ -78,13 +85,13 @@ def list_settings(
             params=group[0].params,
             trials=tuple(one.id for one in group),
             num_seeds=len(mean_by_seed(group, sweep.metric)),
+            num_seeds_planned=observations.num_seeds_planned[setting_key(group[0].params)],
             metrics={metric: over_seeds(group, metric) for metric in metrics},
             paper=paper_values(observations, group[0], numbers),
         )
         for label, group in zip(labels, groups, strict=True)
     ]
-    num_seeds = observations.num_seeds_planned
-    return tuple(sorted(found, key=lambda one: (one.num_seeds < num_seeds, _rank(one.metrics[sweep.metric], sweep))))
+    return tuple(sorted(found, key=lambda one: (one.lacks_seeds, _rank(one.metrics[sweep.metric], sweep))))
 
 
 def _rank(value: Estimate | None, sweep: SweepSpec) -> float:

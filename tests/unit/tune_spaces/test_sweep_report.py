@@ -324,6 +324,67 @@ def test_a_setting_that_lacks_seeds_does_not_come_before_one_that_has_them_all()
     assert "no setting has all 3 seeds" in build_report(sweep, stopped, name="none is whole").sentence
 
 
+def report_of_drawn_seeds(*, stopped: Callable[[TrialRow], bool] = lambda _: False) -> Report:
+    """Return the report of a search that draws three seeds for 0.1, two for 0.2 and one for 0.5; 0.1 is the best."""
+    space = {"loss.temperature": {"choice": [0.1, 0.2, 0.5]}, "seed": {"randint": [0, 99]}}
+    sweep = complete(SweepSpec.model_validate({"base": DATA, "space": space, "search": "random", "num_samples": 6}))
+    drawn = [(0.1, 3), (0.1, 14), (0.2, 15), (0.1, 92), (0.2, 65), (0.5, 35)]
+    rows = [
+        TrialRow(
+            id=f"t{place:04d}",
+            state="succeeded",
+            params={"loss.temperature": temperature, "seed": seed},
+            metrics={sweep.metric: 1 - temperature + seed / 10_000},
+        )
+        for place, (temperature, seed) in enumerate(drawn)
+    ]
+    rows = [replace(row, state="stopped_early") if stopped(row) else row for row in rows]
+    return build_report(sweep, rows, name="drawn seeds")
+
+
+def test_a_setting_of_which_fewer_seeds_were_drawn_lacks_none() -> None:
+    report = report_of_drawn_seeds()
+    assert [setting.label[-3:] for setting in report.settings] == ["0.1", "0.2", "0.5"]
+    assert [setting.num_seeds_planned for setting in report.settings] == [3, 2, 1]
+    assert report.num_seeds_planned == 3
+    assert "seeds left behind" not in report.sentence
+    assert [row[1] for row in settings_table(render_markdown(report))] == ["3", "2", "1"]
+    for form in (render_html(report), render_markdown(report)):
+        assert "A setting that lacks seeds" not in form
+    assert [one["num_seeds_planned"] for one in json.loads(render_json(report))["settings"]] == [3, 2, 1]
+
+
+def test_the_best_is_not_the_setting_with_the_most_seeds_drawn() -> None:
+    space = {"loss.temperature": {"choice": [0.1, 0.2]}, "seed": {"randint": [0, 99]}}
+    sweep = complete(SweepSpec.model_validate({"base": DATA, "space": space, "search": "random", "num_samples": 7}))
+    drawn = [(0.1, 1), (0.1, 2), (0.1, 3), (0.2, 4), (0.2, 5), (0.2, 6), (0.2, 7)]
+    rows = [
+        TrialRow(
+            id=f"t{place:04d}",
+            state="succeeded",
+            params={"loss.temperature": temperature, "seed": seed},
+            metrics={sweep.metric: {0.1: 0.91, 0.2: 0.5075}[temperature]},
+        )
+        for place, (temperature, seed) in enumerate(drawn)
+    ]
+    report = build_report(sweep, rows, name="best of fewer seeds")
+    assert report.best == "loss.temperature = 0.1"
+    assert "0.91" in report.sentence
+    assert "lack" not in report.sentence
+
+
+def test_a_setting_lacks_the_seeds_that_were_drawn_for_it_and_did_not_end() -> None:
+    report = report_of_drawn_seeds(stopped=lambda row: row.id == "t0000")
+    cells = [(setting.label[-3:], setting.num_seeds, setting.num_seeds_planned) for setting in report.settings]
+    assert cells == [("0.2", 2, 2), ("0.5", 1, 1), ("0.1", 2, 3)]
+    assert "1 setting that lacks seeds left behind" in report.sentence
+    assert [row[1] for row in settings_table(render_markdown(report))] == ["2", "1", "2 of 3"]
+    assert all("A setting that lacks seeds" in form for form in (render_html(report), render_markdown(report)))
+
+    none_whole = report_of_drawn_seeds(stopped=lambda row: row.id in ("t0000", "t0002", "t0005"))
+    assert "no setting has all of its seeds" in none_whole.sentence
+
+
 @pytest.mark.parametrize(("num_settings", "num_seeds"), [(3, 3), (10, 3), (20, 5)])
 def test_of_settings_that_are_equal_hardly_a_sweep_tells_any_apart(num_settings: int, num_seeds: int) -> None:
     """The best is picked from the numbers that it is compared by, and there are many to compare."""
