@@ -18,6 +18,7 @@ from tune_spaces.studies import Figure, Study
 __all__ = ["FigureData", "Series", "figure_data"]
 
 MAX_DRAWN: Final = 30  # settings in a figure that has no axes
+MAX_GROUPS: Final = {"bars": 10, "lines": 10, "heatmap": 30}  # colours to tell apart, and names that fit beside rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,20 +51,16 @@ def figure_data(
         observations: Of the trials that ran to their ends.
         sweep: Complete.
         study: Whose form it has; None: one that suits the space.
-        settings: Best first; drawn as they are where the space has no form.
+        settings: Best first; drawn as they are where the space has no form, or more groups than it has room for.
     """
     form = study.figure if study else _own_form(sweep)
     if form.kind == "table":
-        drawn = settings[:MAX_DRAWN]
-        series = Series(
-            name=sweep.metric,
-            values=tuple(setting.metrics[sweep.metric] for setting in drawn),
-            paper=tuple(setting.paper.get(sweep.metric) for setting in drawn),
-        )
-        labels = tuple(setting.label for setting in drawn)
-        return FigureData(kind="table", x_label=sweep.metric, y_label="", series_label="", x=labels, series=(series,))
+        return _table(sweep, settings)
     paths = _paths_of_groups(observations, sweep, form)
-    columns, groups = observations.values(form.x), observations.values(paths)
+    groups = observations.values(paths)
+    if len(groups) > MAX_GROUPS[form.kind]:
+        return _table(sweep, settings)
+    columns = observations.values(form.x)
     numbers = study.paper.numbers if study else None
     cells: dict[tuple[Any, Any], list[Observation]] = {}
     for one in observations.all:
@@ -88,6 +85,18 @@ def figure_data(
             for name, group in zip(value_labels(paths, groups), groups, strict=True)
         ),
     )
+
+
+def _table(sweep: SweepSpec, settings: Sequence[Setting]) -> FigureData:
+    """Return the best settings, one a row."""
+    drawn = settings[:MAX_DRAWN]
+    series = Series(
+        name=sweep.metric,
+        values=tuple(setting.metrics[sweep.metric] for setting in drawn),
+        paper=tuple(setting.paper.get(sweep.metric) for setting in drawn),
+    )
+    labels = tuple(setting.label for setting in drawn)
+    return FigureData(kind="table", x_label=sweep.metric, y_label="", series_label="", x=labels, series=(series,))
 
 
 def _paths_of_groups(observations: Observations, sweep: SweepSpec, form: Figure) -> tuple[str, ...]:

@@ -294,6 +294,46 @@ def test_no_bar_mixes_settings_that_differ_in_what_the_form_does_not_show() -> N
     assert means == {"False, 0.1": [0.1, 0.1], "False, 0.3": [0.3, 0.3]}
 
 
+def losses_by_learning_rate(num_rates: int, **fields: Any) -> Report:
+    rates = [0.1 + place / 100 for place in range(num_rates)]
+    space = {"loss.kind": {"choice": ["nt_xent", "margin"]}, "optim.base_lr": {"choice": rates}}
+    return report_of(
+        lambda trial: trial.spec.optim.base_lr, study="loss", size="smoke", **{"space": space, **WIDE, **fields}
+    )
+
+
+def test_the_figure_of_a_study_with_a_continuous_axis_is_a_table_of_the_best() -> None:
+    """Every sample has its own learning rate, so each would be a series and the legend larger than the canvas."""
+    space = {"loss.kind": {"choice": ["nt_xent", "margin"]}, "optim.base_lr": {"loguniform": [0.01, 10.0]}}
+    report = losses_by_learning_rate(0, space=space, search="random", num_samples=40)
+    figure = report.figure
+    assert figure.kind == "table"
+    (series,) = figure.series
+    assert list(figure.x) == [setting.label for setting in report.settings[:30]]
+    assert [cell and cell.mean for cell in series.values] == sorted(
+        (setting.params["optim.base_lr"] for setting in report.settings[:30]), reverse=True
+    )
+    assert draw_figure(figure, form="png").startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("num_groups", "kind"), [(10, "bars"), (11, "table")])
+def test_groups_have_a_legend_as_long_as_each_has_its_own_colour(num_groups: int, kind: str) -> None:
+    assert losses_by_learning_rate(num_groups).figure.kind == kind
+
+
+@pytest.mark.parametrize(("num_rows", "kind"), [(30, "heatmap"), (31, "table")])
+def test_a_heat_map_has_as_many_rows_as_have_room_for_their_names(num_rows: int, kind: str) -> None:
+    rates = [0.1 + place / 100 for place in range(num_rows)]
+    space = {"optim.base_lr": {"choice": rates}, "epochs": {"choice": [1, 2]}}
+    assert report_of(lambda trial: trial.spec.optim.base_lr, space=space, **WIDE).figure.kind == kind
+
+
+@pytest.mark.parametrize("size", ["smoke", "small", "paper"])
+@pytest.mark.parametrize("study", list_studies(), ids=lambda study: study.name)
+def test_no_study_of_its_own_has_more_groups_than_its_figure_shows(study: Study, size: str) -> None:
+    assert report_of(lambda _: 0.5, study=study.name, size=size).figure.kind == study.figure.kind
+
+
 def test_a_setting_that_lacks_seeds_does_not_come_before_one_that_has_them_all() -> None:
     """0.5 is worse under every seed, and its only trial that ended had the easiest one."""
     values = {0.1: [0.60, 0.70, 0.80], 0.5: [0.59, 0.69, 0.79]}
