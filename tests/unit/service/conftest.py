@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import structlog
 
 from service.store import migrations
+from tests.fakes.control_plane import ControlPlane
 from tests.harness.http_app import HttpApp, http_app
 
 
@@ -41,3 +43,12 @@ async def service(tmp_path: Path, migrated_database: Path, datasets_dir: Path) -
     """Yield an embedded service: loopback, no tokens."""
     async with http_app(tmp_path, database=migrated_database, datasets=datasets_dir) as running:
         yield running
+
+
+@pytest.fixture
+async def plane(tmp_path: Path, migrated_database: Path) -> AsyncIterator[ControlPlane]:
+    """Yield dispatchers over a fake cluster of eight CPUs, their clock in the test's hand."""
+    shutil.copyfile(migrated_database, tmp_path / "simclr.db")
+    plane = ControlPlane(database=tmp_path / "simclr.db", home=tmp_path)
+    yield plane
+    await plane.store.close()

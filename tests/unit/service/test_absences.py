@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import AsyncIterator
-from pathlib import Path
-
 import pytest
 
 from service.dispatch.story import ABSENCE
@@ -15,14 +11,6 @@ from tests.fakes.control_plane import ControlPlane
 pytestmark = pytest.mark.anyio
 
 NIGHT_S = 14 * 3600.0
-
-
-@pytest.fixture
-async def plane(tmp_path: Path, migrated_database: Path) -> AsyncIterator[ControlPlane]:
-    shutil.copyfile(migrated_database, tmp_path / "simclr.db")
-    plane = ControlPlane(database=tmp_path / "simclr.db", home=tmp_path)
-    yield plane
-    await plane.store.close()
 
 
 async def test_a_night_off_costs_an_experiment_none_of_its_wall_time(plane: ControlPlane) -> None:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import shutil
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,14 +17,6 @@ from trainer.context import experiment_key
 pytestmark = pytest.mark.anyio
 
 CALLS = ("ping", "submit", "observe", "stop", "logs", "capacity")
-
-
-@pytest.fixture
-async def plane(tmp_path: Path, migrated_database: Path) -> AsyncIterator[ControlPlane]:
-    shutil.copyfile(migrated_database, tmp_path / "simclr.db")
-    plane = ControlPlane(database=tmp_path / "simclr.db", home=tmp_path)
-    yield plane
-    await plane.store.close()
 
 
 def fail(plane: ControlPlane, *calls: str, after_s: float, is_refusal: bool = False) -> None:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import shutil
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -23,14 +21,6 @@ pytestmark = pytest.mark.anyio
 
 NOTES = "service/open_runs/"
 SWEEP_S = 6.0
-
-
-@pytest.fixture
-async def plane(tmp_path: Path, migrated_database: Path) -> AsyncIterator[ControlPlane]:
-    shutil.copyfile(migrated_database, tmp_path / "simclr.db")
-    plane = ControlPlane(database=tmp_path / "simclr.db", home=tmp_path)
-    yield plane
-    await plane.store.close()
 
 
 @pytest.fixture
