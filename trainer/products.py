@@ -27,7 +27,7 @@ from trainer.views import ViewDrawer, preview_grid
 
 __all__ = ["leave_products"]
 
-BUNDLE_KEY: Final = "encoder.zip"
+BUNDLE_NAME: Final = "encoder.zip"
 NUM_PREVIEWED: Final = 8
 NUM_QUERIES: Final = 8
 
@@ -52,7 +52,7 @@ def leave_products(
         class_names=dataset.class_names,
         extra={"verdict": final.verdict},
     )
-    key = scribe.product(BUNDLE_KEY, bundle)
+    key = scribe.product(BUNDLE_NAME, bundle)
     with zipfile.ZipFile(io.BytesIO(bundle)) as archive:
         for name in archive.namelist():
             scribe.artifact(f"{ENCODER_FOLDER}/{name}", archive.read(name))

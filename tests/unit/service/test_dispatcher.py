@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,33 +14,12 @@ from service.dispatch.dispatcher import Dispatcher
 from service.dispatch.dispatcher_metrics import DispatcherMetrics
 from service.errors import StoreUnavailable
 from service.experiment import State, submission_id
-from service.store import migrations
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.crash import Crash
 from trainer.context import JobDocument, experiment_key
 from trainer.unrecorded import unrecorded_runs
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture(scope="module")
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture(scope="module")
-def database_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("store") / "template.db"
-    migrations.upgrade(f"sqlite:///{path}")
-    return path
-
-
-@pytest.fixture
-async def plane(tmp_path: Path, database_template: Path) -> AsyncIterator[ControlPlane]:
-    shutil.copyfile(database_template, tmp_path / "simclr.db")
-    plane = ControlPlane(database=tmp_path / "simclr.db", home=tmp_path)
-    yield plane
-    await plane.store.close()
 
 
 # --- the way from the queue to the end ------------------------------------------------------------
