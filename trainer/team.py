@@ -8,6 +8,10 @@ from typing import Final
 
 import torch
 import torch.distributed as dist
+
+# First, for the defaults of its functions keep the group that exists as it is imported, by torch's compiler
+# say: its threads would live on into the interpreter's end, which they can abort.
+import torch.distributed.nn.functional
 from torch.distributed import ProcessGroup
 
 from trainer.small_messages import SmallMessages

@@ -27,7 +27,7 @@ async def test_an_experiment_is_submitted_watched_and_read(service: HttpApp) -> 
         await service.until_watched()
         await service.run(created["id"], num_steps=3)
         await service.succeed(created["id"])
-        story = await asyncio.wait_for(watching, 20)
+        story = await asyncio.wait_for(watching, 60)
 
         states = [state for kind, state in story if kind == "state"]
         assert states == ["queued", "starting", "running", "succeeded"]

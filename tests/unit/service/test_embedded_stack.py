@@ -102,7 +102,7 @@ def house(tmp_path: Path) -> Iterator[House]:
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline, "not in time"
         time.sleep(0.01)

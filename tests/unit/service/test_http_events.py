@@ -73,7 +73,7 @@ async def test_points_and_lines_come_before_the_state_that_ends_the_stream(servi
     service.job(created["id"]).logs = "epoch 1\nepoch 2\n"
     await service.succeed(created["id"])
 
-    events = events_of((await asyncio.wait_for(following, 10)).text)
+    events = events_of((await asyncio.wait_for(following, 60)).text)
 
     points = [data for kind, _, data in events if kind == "metric"]
     assert [(point["trial"], point["step"], point["metrics"]["loss"]) for point in points] == [
@@ -98,11 +98,11 @@ async def test_numbers_that_cannot_be_read_keep_nobody_from_the_states_or_from_l
     with monkeypatch.context() as patch, capture_logs() as logs:
         patch.setattr(service.tracking, "metrics", answers)
         await service.run(created["id"], num_steps=3)
-        await asyncio.wait_for(strange.wait(), 10)
+        await asyncio.wait_for(strange.wait(), 60)
         await asyncio.sleep(0.05)
     await service.succeed(created["id"])
 
-    events = events_of((await asyncio.wait_for(following, 10)).text)
+    events = events_of((await asyncio.wait_for(following, 60)).text)
 
     assert [data["step"] for kind, _, data in events if kind == "metric"] == [1, 2, 3]
     assert events[-1][2]["state"] == "succeeded"
@@ -119,7 +119,7 @@ async def test_all_streams_of_an_experiment_are_told_what_was_asked_for_once(ser
     num_calls_before = service.tracking.num_calls
     await service.succeed(created["id"])
 
-    answers = await asyncio.wait_for(asyncio.gather(*following), 10)
+    answers = await asyncio.wait_for(asyncio.gather(*following), 60)
 
     told = [[data["step"] for kind, _, data in events_of(answer.text) if kind == "metric"] for answer in answers]
     assert told == [[1, 2, 3]] * len(following)
@@ -160,7 +160,7 @@ async def test_streams_that_were_opened_together_have_their_heartbeats_apart_and
     await asyncio.gather(*(listen() for _ in range(40)))
 
     assert min(beats_s) > 0.19
-    assert max(beats_s) < 0.4 + 2.0  # a busy machine is late, not early
+    assert max(beats_s) < 0.4 + 10.0  # a busy machine is late, not early
     assert len({round(beat_s / 0.02) for beat_s in beats_s}) > 3
 
 
@@ -191,7 +191,7 @@ async def test_the_stream_of_a_deleted_experiment_ends(service: HttpApp) -> None
     await service.move(created["id"], State.PAUSED)
     assert (await service.http.delete(f"/experiments/{created['id']}")).status_code == 204
 
-    assert (await asyncio.wait_for(following, 10)).status_code == 200
+    assert (await asyncio.wait_for(following, 60)).status_code == 200
 
 
 async def test_a_stream_ends_where_another_service_deletes_its_experiment(
@@ -204,7 +204,7 @@ async def test_a_stream_ends_where_another_service_deletes_its_experiment(
     await service.move(created["id"], State.PAUSED)
     await service.store.delete(created["id"])
 
-    assert (await asyncio.wait_for(following, 10)).status_code == 200
+    assert (await asyncio.wait_for(following, 60)).status_code == 200
 
 
 async def test_those_who_read_from_one_place_share_a_reading_until_the_next_ring(
@@ -238,16 +238,16 @@ async def test_the_feed_wakes_those_who_watch_an_experiment_with_news(service: H
     feed, stop = EventFeed(service.store, poll_interval_s=0.01), asyncio.Event()
     running = asyncio.create_task(feed.run(stop))
     async with feed.subscribe(one) as news_of_one, feed.subscribe(other) as news_of_other:
-        assert await news_of_one.wait(5)
-        assert await news_of_other.wait(5)
+        assert await news_of_one.wait(60)
+        assert await news_of_other.wait(60)
         assert news_of_one.take()
         assert news_of_other.take()
         await service.move(one, State.PAUSED)
-        assert await news_of_one.wait(5)
+        assert await news_of_one.wait(60)
         assert news_of_one.take()
         assert not news_of_other.take()
     stop.set()
-    await asyncio.wait_for(running, 5)
+    await asyncio.wait_for(running, 60)
 
 
 async def test_streams_past_the_limit_are_asked_to_come_back(service: HttpApp) -> None:
@@ -274,7 +274,7 @@ async def test_a_stream_past_the_limit_is_refused_and_everything_else_is_served(
     assert (await service.http.get(url)).status_code == 200
     await service.submit()
     feed.close()
-    assert (await asyncio.wait_for(following, 10)).status_code == 200
+    assert (await asyncio.wait_for(following, 60)).status_code == 200
 
 
 async def test_streams_end_with_the_service(service: HttpApp) -> None:
@@ -284,4 +284,4 @@ async def test_streams_end_with_the_service(service: HttpApp) -> None:
 
     service.app.state.services.feed.close()
 
-    assert (await asyncio.wait_for(following, 10)).status_code == 200
+    assert (await asyncio.wait_for(following, 60)).status_code == 200

@@ -70,7 +70,7 @@ async def test_one_whose_trials_take_long_to_read_holds_up_no_step_and_no_other(
     for _ in range(2):
         began_s = time.monotonic()
         await plane.step(advance_s=SWEEP_S)
-        assert time.monotonic() - began_s < 5  # far below what storage is waited for
+        assert time.monotonic() - began_s < 30  # far below what the gate waits for
         await asyncio.sleep(0.1)
     assert plane.blobs.list(NOTES) == [NOTES + large]
     assert plane.tracking.statuses(large) == {"FINISHED"}  # its runs need not wait for it

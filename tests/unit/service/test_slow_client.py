@@ -76,7 +76,7 @@ class Server:
 
     async def until_dropped(self) -> HttpConnection:
         """Return the one connection once all that its client will find is on its way."""
-        await asyncio.wait_for(self.is_ended.wait(), 10)
+        await asyncio.wait_for(self.is_ended.wait(), 60)
         (connection,) = self.connections
         async with asyncio.timeout(10):
             while not connection.cycle.response_complete:  # noqa: ASYNC110 - nothing tells of it
@@ -130,7 +130,7 @@ async def test_a_client_that_wakes_up_reads_what_was_on_its_way_and_why_there_is
     connection = await server.until_dropped()
     held_bytes = connection.transport.get_write_buffer_size()
 
-    told = events_of((await asyncio.wait_for(read(client), 20)).decode())
+    told = events_of((await asyncio.wait_for(read(client), 60)).decode())
 
     *events, (kind, id_, reason) = told
     assert (kind, id_, reason["code"], reason["retryable"]) == ("dropped", None, "slow_client", True)
@@ -189,7 +189,7 @@ async def test_a_client_that_reads_a_whole_answer_slowly_gets_all_of_it(server: 
     client = await asked(server, "/whole")
     loop, num_bytes = asyncio.get_running_loop(), 0
     began_s = loop.time()
-    while part := await asyncio.wait_for(loop.sock_recv(client, 1 << 20), 5):
+    while part := await asyncio.wait_for(loop.sock_recv(client, 1 << 20), 60):
         num_bytes += len(part)
         await asyncio.sleep(TIMEOUT_S / 6)
     assert num_bytes > len(WHOLE)
@@ -206,7 +206,7 @@ async def test_a_stream_behind_an_answer_that_nobody_reads_is_not_begun(
 
     answered = b""
     with contextlib.suppress(ConnectionResetError):
-        while part := await asyncio.wait_for(loop.sock_recv(client, 1 << 20), 10):
+        while part := await asyncio.wait_for(loop.sock_recv(client, 1 << 20), 60):
             answered += part
     client.close()
 

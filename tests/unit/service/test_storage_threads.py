@@ -58,7 +58,7 @@ async def test_what_does_not_answer_in_time_is_unavailable_and_what_waits_behind
     told = await asyncio.gather(*calls, return_exceptions=True)
 
     assert {type(error) for error in told} == {BlobsUnavailable}
-    assert time.monotonic() - began_s < 10 * ANSWER_S
+    assert time.monotonic() - began_s < 30  # far below the 60 s of the storage
     assert silent.num_asked == NUM_THREADS
     silent.answers.set()
     assert await threads.run(lambda: "answer") == "answer"
