@@ -17,6 +17,7 @@ from service.storage_threads import StorageThreads
 __all__ = ["ImageCounts"]
 
 COUNT_S: Final = 8.0  # from its beginning on, those who ask wait for a count
+BESIDE_S: Final = 0.5  # and for one that begins while another takes that long: a sweep may ask for many, one by one
 MOST_REMEMBERED: Final = 256
 NUM_THREADS: Final = 4
 
@@ -31,7 +32,7 @@ class ImageCounts:
         self._begun: dict[Hashable, tuple[Future[int], float]] = {}  # the oldest first
 
     def get(self, key: Hashable, count: Callable[[], int]) -> int | None:
-        """Return `count()`, called once for a `key`; None while it takes longer than COUNT_S.
+        """Return `count()`, called once for a `key`; None while it takes longer than those who ask wait.
 
         What it raises is raised here, and not remembered.
         """
@@ -41,8 +42,10 @@ class ImageCounts:
                     del self._begun[next(iter(self._begun))]
                 self._begun[key] = (self._threads.begin(count), time.monotonic())
             counting, began_s = self._begun[key]
+            first_s = min((since_s for other, since_s in self._begun.values() if not other.done()), default=began_s)
         try:
-            return counting.result(timeout=max(0.0, began_s + COUNT_S - time.monotonic()))
+            until_s = max(first_s + COUNT_S, began_s + min(BESIDE_S, COUNT_S))
+            return counting.result(timeout=max(0.0, until_s - time.monotonic()))
         except TimeoutError as error:
             if not counting.done() or counting.exception() is not error:
                 return None  # it goes on or ended just now, and is told when it is asked for again
