@@ -41,7 +41,7 @@ def test_the_first_experiment_of_the_readme_is_the_demo_s_recipe_and_its_sweep_i
     demo = PretrainSpec.model_validate(DEMO["spec"])
     for part in ("data", "encoder", "loss", "optim", "batch_size", "epochs", "scaling"):
         assert getattr(told, part) == getattr(demo, part), part
-    assert SweepSubmission.model_validate(sweep).spec.study == "batch-size-epochs"
+    assert SweepSubmission.model_validate(sweep).spec.study == "temperature"
 
 
 def test_the_encoder_loads_as_the_readme_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
