@@ -137,6 +137,7 @@ def _trainer(spec: PretrainSpec, context: TrialContext, on_epoch: OnEpoch | None
     resources = {"CPU": float(scaling.cpus_per_worker)} | ({"GPU": float(scaling.gpus_per_worker)} if has_gpu else {})
     return LeanTrainer(
         _run_worker,
+        claimant=f"{context.experiment_id}-{context.trial_id}",
         is_only_one=context.is_only_trial,
         train_loop_config={
             "spec": spec.model_dump(mode="json"),

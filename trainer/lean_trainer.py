@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.failure_handling import create_failure_policy
-from ray.train.v2._internal.execution.scaling_policy import create_scaling_policy
+from ray.train.v2._internal.execution.scaling_policy import (
+    ElasticScalingPolicy,
+    FixedScalingPolicy,
+    ScalingPolicy,
+)
 from ray.train.v2._internal.util import ObjectRefWrapper
 from ray.train.v2.api.callback import RayTrainCallback
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+if TYPE_CHECKING:
+    from ray.train.v2._internal.execution.context import TrainRunContext
 
 __all__ = ["LeanTrainer"]
 
@@ -25,23 +33,53 @@ class LeanTrainer(DataParallelTrainer):
 
     Args:
         function: Run on each worker.
+        claimant: Who claims the workers' resources, one name for all attempts at the same training.
         is_only_one: Whether the job ends with this training: then Ray removes its placement group.
         options: Of DataParallelTrainer.
     """
 
-    def __init__(self, function: Any, *, is_only_one: bool, **options: Any) -> None:
+    def __init__(self, function: Any, *, claimant: str, is_only_one: bool, **options: Any) -> None:
         super().__init__(function, **options)
+        self._claimant = claimant
         self._unused = (DatasetsCallback, *((PlacementGroupCleanerCallback,) if is_only_one else ()))
 
     def controller(self) -> TrainController:
         """Return what `fit` would start an actor with, for the actor that calls this to run."""
+        scaling: Any = self.scaling_config  # Ray shows types of its first version
+        claim = _ElasticClaim if scaling.elasticity_enabled else _FixedClaim
         return TrainController(
             train_fn_ref=ObjectRefWrapper(self._get_train_func()),
             train_run_context=self.train_run_context,
-            scaling_policy=create_scaling_policy(self.scaling_config),  # type: ignore[arg-type] # Ray shows types of its first version
+            scaling_policy=claim(scaling, self._claimant),
             failure_policy=create_failure_policy(self.run_config.failure_config),  # type: ignore[arg-type] # likewise
             callbacks=self._create_default_callbacks(),
         )
 
     def _create_default_callbacks(self) -> list[RayTrainCallback]:
         return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, self._unused)]
+
+
+class _Claim(ScalingPolicy):
+    """What one training claims of the cluster, under one name for all attempts at it.
+
+    Ray names every run anew, and keeps the claim of a run whose processes were killed for another
+    3 minutes. An elastic run starts on what nobody else claims: its next attempt would wait so long
+    for what its own predecessor had.
+    """
+
+    def __init__(self, scaling: Any, claimant: str) -> None:
+        super().__init__(scaling)
+        self._claimant = claimant
+
+    def after_controller_start(self, train_run_context: TrainRunContext) -> None:
+        """Claim what the workers need."""
+        run: Any = SimpleNamespace(**vars(train_run_context) | {"run_id": self._claimant})
+        super().after_controller_start(run)
+
+
+class _FixedClaim(_Claim, FixedScalingPolicy):
+    """Of as many workers as the spec says."""
+
+
+class _ElasticClaim(_Claim, ElasticScalingPolicy):
+    """Of as many as there is room for, within a range."""

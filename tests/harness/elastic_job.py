@@ -1,6 +1,7 @@
 """The driver of a run that waits for the cluster to change: `python -m tests.harness.elastic_job WORD`.
 
-It holds still where it has one worker and another is to join, and where it has two and one is to go.
+The first attempt holds still where it has one worker and another is to join, and where it has two
+and one is to go.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ def main(word: str) -> None:
     document = JobDocument.decode(word)
     ray.init()
     Path(document.cache_dir, "gcs").write_text(ray.get_runtime_context().gcs_address)
-    run_trial(PretrainSpec.model_validate(document.spec), document.trial_context("t0000"), on_epoch=hold)
+    on_epoch = hold if document.attempt == 1 else None
+    run_trial(PretrainSpec.model_validate(document.spec), document.trial_context("t0000"), on_epoch=on_epoch)
 
 
 if __name__ == "__main__":

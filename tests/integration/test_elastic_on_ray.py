@@ -1,8 +1,12 @@
-"""A node joins and dies under a living run: it goes on with more workers and with fewer, on the same path."""
+"""A node joins and dies under a living run: it goes on with more workers and with fewer, on the same path.
+
+And the driver is killed: the next attempt starts at once.
+"""
 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -21,10 +25,13 @@ from trainer.context import JobDocument, TrialContext
 from trainer.launch import run_trial_in_process
 from trainer.spec import PretrainSpec
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(700)]
 
 CPUS = 8  # of the stack's only node: one worker fills it, and another needs another node
 DEADLINE_S = 150.0
+# How long Ray keeps what a run had that was killed outright, as runs of other tests of this cluster are;
+# an elastic run waits for it.
+CLAIM_OF_THE_KILLED_S = 180.0
 STEPS = 20
 SPEC: dict[str, Any] = {
     "data": {"dataset": "shapes", "image_size": 16},
@@ -46,7 +53,7 @@ def test_a_run_that_grows_and_shrinks_is_the_run_of_one_worker(
     client = JobSubmissionClient(ray_dashboard)
     job = start(client, context)
     try:
-        wait_until(lambda: 4 in series(context, "knn_accuracy"), client, job)  # the end of the first epoch
+        wait_until_it_runs(context, client, job)
         with second_node((tmp_path / "cache" / "gcs").read_text(), tmp_path / "node.log"):
             wait_until(lambda: 12 in series(context, "knn_accuracy"), client, job)  # the end of the third epoch
             assert list(series(context, "num_workers").values()) == [1.0, 2.0]
@@ -65,27 +72,55 @@ def test_a_run_that_grows_and_shrinks_is_the_run_of_one_worker(
     assert max(series(context, "parity_error").values()) <= 1e-10
 
 
-def start(client: JobSubmissionClient, context: dict[str, Any]) -> str:
+def test_a_run_whose_driver_was_killed_does_not_wait_for_its_own_claim(
+    ray_dashboard: str, tmp_path: Path, datasets_dir: Path
+) -> None:
+    context = trial_context(tmp_path / "elastic", datasets_dir, name=f"exp_{time.monotonic_ns()}")
+    client = JobSubmissionClient(ray_dashboard)
+    job = start(client, context)
+    try:
+        wait_until_it_runs(context, client, job)
+        driver = client.get_job_info(job).driver_info
+        assert driver is not None
+        os.kill(int(driver.pid), signal.SIGKILL)
+        wait_until(lambda: client.get_job_status(job) is JobStatus.FAILED, client, job)
+        job = start(client, context, attempt=2)
+        assert DEADLINE_S < CLAIM_OF_THE_KILLED_S
+        wait_until(lambda: client.get_job_status(job) is JobStatus.SUCCEEDED, client, job)
+    finally:
+        client.stop_job(job)
+    losses, _ = outcome(context, steps=STEPS)
+    assert len(losses) == STEPS
+
+
+def wait_until_it_runs(context: dict[str, Any], client: JobSubmissionClient, job: str) -> None:
+    """Wait for the end of the first epoch."""
+    deadline_s = CLAIM_OF_THE_KILLED_S + DEADLINE_S
+    wait_until(lambda: 4 in series(context, "knn_accuracy"), client, job, deadline_s=deadline_s)
+
+
+def start(client: JobSubmissionClient, context: dict[str, Any], *, attempt: int = 1) -> str:
     document = JobDocument(
         experiment_id=context["experiment_id"],
         name="elastic",
         kind="pretrain",
-        attempt=1,
+        attempt=attempt,
         spec=SPEC | ELASTIC,
         storage=context["storage"],
         datasets_dir=context["datasets_dir"],
         cache_dir=context["cache_dir"],
     )
-    Path(context["cache_dir"]).mkdir(parents=True)
+    Path(context["cache_dir"]).mkdir(parents=True, exist_ok=True)
     environment = {
         "PYTHONPATH": str(Path.cwd()),
         "OMP_THREAD_LIMIT": "1",  # its CPUs are said, not there
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",  # for a node that died; 60 by default
+        "RAY_JOB_STOP_SIGNAL": "SIGINT",  # what a run gives back on what it had
     }
     return str(
         client.submit_job(
             entrypoint=f"exec {sys.executable} -m tests.harness.elastic_job {document.encode()}",
-            submission_id=context["experiment_id"],
+            submission_id=f"{context['experiment_id']}-{attempt}",
             runtime_env={"env_vars": environment},
         )
     )
@@ -107,8 +142,10 @@ def second_node(gcs_address: str, log: Path) -> Iterator[None]:
         node.wait(timeout=10)
 
 
-def wait_until(is_so: Callable[[], bool], client: JobSubmissionClient, job: str) -> None:
-    deadline = time.monotonic() + DEADLINE_S
+def wait_until(
+    is_so: Callable[[], bool], client: JobSubmissionClient, job: str, *, deadline_s: float = DEADLINE_S
+) -> None:
+    deadline = time.monotonic() + deadline_s
     while not is_so():
         is_over = client.get_job_status(job).is_terminal() and not is_so()
         assert not is_over, client.get_job_logs(job)[-5000:]

@@ -25,14 +25,17 @@ def test_only_unused_processes_are_spared(tmp_path: Path, *, is_only_one: bool, 
 
     options = {"scaling_config": ScalingConfig(num_workers=2), "run_config": RunConfig(storage_path=str(tmp_path))}
     plain = DataParallelTrainer(print, **options)  # type: ignore[arg-type] # Ray shows types of its first version
-    lean = LeanTrainer(print, is_only_one=is_only_one, **options)
+    lean = LeanTrainer(print, claimant="exp_a-t0000", is_only_one=is_only_one, **options)
     kept, every = (
         {type(callback).__name__ for callback in trainer._create_default_callbacks()} for trainer in (lean, plain)
     )
     assert every - kept == spared
 
 
-def test_the_controller_is_made_of_what_rays_own_is_made_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("num_workers", [2, (1, 2)], ids=["fixed", "elastic"])
+def test_the_controller_is_made_of_what_rays_own_is_made_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_workers: Any
+) -> None:
     from ray.train import RunConfig, ScalingConfig
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
@@ -48,11 +51,14 @@ def test_the_controller_is_made_of_what_rays_own_is_made_of(tmp_path: Path, monk
 
     monkeypatch.setattr("ray.put", lambda value: value)
     monkeypatch.setattr(lean_trainer, "TrainController", ours.update)
-    options = {"scaling_config": ScalingConfig(num_workers=2), "run_config": RunConfig(storage_path=str(tmp_path))}
+    scaling = ScalingConfig(num_workers=num_workers)
+    options = {"scaling_config": scaling, "run_config": RunConfig(storage_path=str(tmp_path))}
     OfRay(print, **options).fit()  # type: ignore[arg-type] # Ray shows types of its first version
-    lean_trainer.LeanTrainer(print, is_only_one=True, **options).controller()
+    lean_trainer.LeanTrainer(print, claimant="exp_a-t0000", is_only_one=True, **options).controller()
     given = {name: type(part) for name, part in theirs.items() if part is not None}
-    assert {name: type(part) for name, part in ours.items()} == given
+    made = {name: type(part) for name, part in ours.items()}
+    assert issubclass(made.pop("scaling_policy"), given.pop("scaling_policy"))
+    assert made == given
 
 
 def test_what_starts_a_controller_loads_no_ray_train() -> None:
