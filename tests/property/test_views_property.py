@@ -79,10 +79,10 @@ def test_order_size_and_repetition_of_a_batch_change_nothing(rows: list[int], vi
     assert torch.equal(views.draw(images[rows], sample_ids_B=ids[rows], epoch=0, view=view), whole[rows])
 
 
-def test_sums_over_a_large_view_are_the_same_alone_and_in_a_batch() -> None:
-    """Large enough for torch to share the sum over one view between threads, if it were asked for it."""
+def test_large_views_are_the_same_alone_and_in_a_batch() -> None:
+    """Large enough for torch to share a sum over one view between threads, if it were asked for it, and to blur alone."""
     images, ids = some_images(side=193)[:6], torch.arange(6)
-    views = a_drawer(ColorJitter(p=1.0), side=193, dtype=torch.float32)
+    views = a_drawer(ColorJitter(p=1.0), GaussianBlur(p=1.0), side=193, dtype=torch.float32)
     whole = views.draw(images, sample_ids_B=ids, epoch=0, view=0)
     for row in range(6):
         alone = views.draw(images[row : row + 1], sample_ids_B=ids[row : row + 1], epoch=0, view=0)
@@ -98,8 +98,9 @@ def test_the_size_of_a_block_changes_nothing(monkeypatch: pytest.MonkeyPatch) ->
         assert torch.equal(views.draw_pair(images, sample_ids_B=ids, epoch=0), whole)
 
 
-def test_threads_and_layout_change_nothing() -> None:
-    images, ids = some_images(side=64), torch.arange(NUM_IMAGES)
-    here = a_drawer(side=64, dtype=torch.float32, channels_last=False).draw_pair(images, sample_ids_B=ids, epoch=0)
+@pytest.mark.parametrize(("side", "number"), [(64, NUM_IMAGES), (193, 6)])
+def test_threads_and_layout_change_nothing(side: int, number: int) -> None:
+    images, ids = some_images(side=side)[:number], torch.arange(number)
+    here = a_drawer(side=side, dtype=torch.float32, channels_last=False).draw_pair(images, sample_ids_B=ids, epoch=0)
     torch.set_num_threads(1)
-    assert torch.equal(a_drawer(side=64, dtype=torch.float32).draw_pair(images, sample_ids_B=ids, epoch=0), here)
+    assert torch.equal(a_drawer(side=side, dtype=torch.float32).draw_pair(images, sample_ids_B=ids, epoch=0), here)

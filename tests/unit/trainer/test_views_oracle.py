@@ -139,7 +139,7 @@ def test_grayscale_equals_rgb_to_grayscale() -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("side", [21, 64])
+@pytest.mark.parametrize("side", [21, 64, 130])  # from 128 on each view by itself
 def test_blur_equals_gaussian_blur(side: int, dtype: torch.dtype) -> None:
     planes = some_planes(side=side, dtype=dtype)
     (sigma,) = RandomBlur(GaussianBlur(), side=side).draw(some_chance())
