@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import hypothesis
 import numpy as np
 import pytest
 
@@ -27,7 +28,15 @@ TRACKING_PASSWORD = "secret-of-the-tracking-server"  # noqa: S105 - of tests
 os.environ.update(
     RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0", MLFLOW_DISABLE_TELEMETRY="true", GLOO_SOCKET_IFNAME="lo"
 )
+# What makes a command line write colours where nobody sees them, on some machines that run tests.
+for name in ("FORCE_COLOR", "GITHUB_ACTIONS", "PY_COLORS", "TTY_COMPATIBLE"):
+    os.environ.pop(name, None)
 os.environ.update(MLFLOW_TRACKING_USERNAME=TRACKING_USER, MLFLOW_TRACKING_PASSWORD=TRACKING_PASSWORD)
+
+
+# An example may take as long as the machine likes.
+hypothesis.settings.register_profile("any machine", deadline=None)
+hypothesis.settings.load_profile("any machine")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

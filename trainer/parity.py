@@ -15,6 +15,8 @@ import argparse
 import json
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -88,11 +90,22 @@ def gradient_error(spec: PretrainSpec, *, workers: int) -> float:
     size = spec.data.image_size
     generator = torch.Generator().manual_seed(spec.seed % 2**32)
     images_NHWC = torch.randint(0, 256, (spec.batch_size, size, size, 3), dtype=torch.uint8, generator=generator)
-    alone = _first_gradient(spec, Team(), images_NHWC)
+    with _one_thread():  # as each worker has: others would share the sums otherwise, and round them otherwise
+        alone = _first_gradient(spec, Team(), images_NHWC)
     with tempfile.TemporaryDirectory() as folder:
         spawn(_share, args=(workers, folder, spec.model_dump(mode="json"), images_NHWC), nprocs=workers)  # type: ignore[no-untyped-call] # torch gives it no types
         shared = load_file(Path(folder) / "gradient.safetensors")
     return _relative_error(shared, alone)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _share(rank: int, workers: int, folder: str, spec: dict[str, Any], images_NHWC: Tensor) -> None:

@@ -80,7 +80,7 @@ def test_order_size_and_repetition_of_a_batch_change_nothing(rows: list[int], vi
 
 
 def test_large_views_are_the_same_alone_and_in_a_batch() -> None:
-    """Large enough for torch to share a sum over one view between threads, if it were asked for it, and to blur alone."""
+    """Large enough for torch to share a sum over one view between threads, if asked for it, and to blur it alone."""
     images, ids = some_images(side=193)[:6], torch.arange(6)
     views = a_drawer(ColorJitter(p=1.0), GaussianBlur(p=1.0), side=193, dtype=torch.float32)
     whole = views.draw(images, sample_ids_B=ids, epoch=0, view=0)

@@ -20,7 +20,7 @@ from service.store.database import Database
 Use = Callable[[Database], Awaitable[Any]]
 
 
-def used(address: str, use: Use, *, wait_s: float = 1.0) -> Any:
+def used(address: str, use: Use, *, wait_s: float = 60.0) -> Any:
     """Use a database and close it; every connection's thread must end by that."""
     before = set(threading.enumerate())
 

@@ -35,6 +35,7 @@ def engine(tmp_path: Path) -> Engine:
     def _connect(connection: Any, _: object) -> None:
         connection.isolation_level = None
         connection.execute("PRAGMA foreign_keys=ON")
+        connection.execute("PRAGMA synchronous=OFF")  # how fast the disk is decides nothing here
 
     event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
     with engine.begin() as connection:

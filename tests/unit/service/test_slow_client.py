@@ -19,7 +19,6 @@ from service.edge.middleware import Edge
 from service.edge.observability import RequestMetrics
 from service.edge.server_sent import EventStream, server_sent
 from service.settings import Settings
-from tests.conftest import free_port
 from tests.harness.http_app import events_of
 
 pytestmark = pytest.mark.anyio
@@ -34,14 +33,14 @@ class Server:
     """A server whose `/events` never end, whose `/file` does not either, and whose `/whole` is sent at once."""
 
     def __init__(self) -> None:
-        self.port = free_port()
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
         self.num_told = 0
         self.is_ended = asyncio.Event()
         edge = Edge(self._app, settings=Settings(), metrics=RequestMetrics(CollectorRegistry()))
         self.uvicorn = uvicorn.Server(
             uvicorn.Config(
                 edge,
-                port=self.port,
                 http=HttpConnection,
                 lifespan="off",
                 log_config=None,
@@ -78,13 +77,13 @@ class Server:
         """Return the one connection once all that its client will find is on its way."""
         await asyncio.wait_for(self.is_ended.wait(), 60)
         (connection,) = self.connections
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not connection.cycle.response_complete:  # noqa: ASYNC110 - nothing tells of it
                 await asyncio.sleep(0.01)
         return connection
 
     async def until_gone(self) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while self.connections:  # noqa: ASYNC110 - nothing tells of it
                 await asyncio.sleep(0.01)
 
@@ -94,7 +93,7 @@ async def server(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Server]:
     for module in (middleware, slow_client):
         monkeypatch.setattr(module, "SLOW_CLIENT_TIMEOUT_S", TIMEOUT_S)
     server = Server()
-    serving = asyncio.create_task(server.uvicorn.serve())
+    serving = asyncio.create_task(server.uvicorn.serve(sockets=[server.listener]))
     while not server.uvicorn.started:  # noqa: ASYNC110 - nothing tells of it
         await asyncio.sleep(0.01)
     yield server
@@ -165,7 +164,7 @@ async def test_a_client_that_sleeps_does_not_hold_up_the_end_of_the_server(serve
 
 async def test_what_is_left_of_another_answer_is_not_kept(server: Server, caplog: pytest.LogCaptureFixture) -> None:
     client = await asked(server, "/file")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not server.connections:  # noqa: ASYNC110 - nothing tells of it
             await asyncio.sleep(0.01)
 
@@ -177,9 +176,9 @@ async def test_what_is_left_of_another_answer_is_not_kept(server: Server, caplog
 
 async def test_a_client_that_reads_nothing_of_a_whole_answer_is_gone_too(server: Server) -> None:
     client = await asked(server, "/whole")
-    await asyncio.sleep(0.1)
-    (connection,) = server.connections
-    assert connection.transport.get_write_buffer_size() > 0
+    async with asyncio.timeout(60):
+        while not any(each.transport.get_write_buffer_size() for each in server.connections):  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0)
 
     await server.until_gone()
     client.close()

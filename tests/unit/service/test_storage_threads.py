@@ -65,24 +65,31 @@ async def test_what_does_not_answer_in_time_is_unavailable_and_what_waits_behind
     assert silent.num_asked == NUM_THREADS  # nobody waits for the others any more
 
 
-async def test_a_thread_is_started_when_none_is_idle_keeps_no_answer_and_ends() -> None:
+def started(others: set[threading.Thread]) -> int:
+    """Return how many threads there are beside `others`, of which some may end meanwhile."""
+    return sum(each.name == "storage" for each in set(threading.enumerate()) - others)
+
+
+async def test_a_thread_is_started_when_none_is_idle_and_keeps_no_answer() -> None:
     class Answer:
         pass
 
-    others = set(threading.enumerate())  # those of other tests may end meanwhile
-
-    def started() -> int:
-        return sum(each.name == "storage" for each in set(threading.enumerate()) - others)
-
-    threads = StorageThreads(idle_s=0.2)
+    others = set(threading.enumerate())
+    threads = StorageThreads(idle_s=60)
     answers = []
     for _ in range(NUM_THREADS):
         answers.append(weakref.ref(await threads.run(Answer)))
         await asyncio.sleep(0.02)
-        assert started() == 1
+        assert started(others) == 1
     gc.collect()
     assert [answer() for answer in answers] == [None] * NUM_THREADS
-    while started():  # noqa: ASYNC110 - it ends by itself
+
+
+async def test_an_idle_thread_ends_and_the_next_call_starts_another() -> None:
+    others = set(threading.enumerate())
+    threads = StorageThreads(idle_s=0.01)
+    await threads.run(lambda: "answer")
+    while started(others):  # noqa: ASYNC110 - it ends by itself
         await asyncio.sleep(0.02)
     assert await threads.run(lambda: "answer") == "answer"
 
@@ -91,10 +98,10 @@ async def test_what_is_deleted_leaves_no_blob_however_many_and_slow_and_nobody_w
     service: HttpApp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lifecycle_verbs, "ANSWER_S", 0.01)
-    delete = service.blobs.delete
+    delete, may_delete = service.blobs.delete, threading.Event()
 
     def slowly(key: str) -> None:
-        time.sleep(0.02)
+        may_delete.wait(60)
         delete(key)
 
     monkeypatch.setattr(service.blobs, "delete", slowly)
@@ -107,7 +114,8 @@ async def test_what_is_deleted_leaves_no_blob_however_many_and_slow_and_nobody_w
 
     answers = await asyncio.gather(*(service.http.delete(f"/experiments/{each}") for each in ids))
     assert {answer.status_code for answer in answers} == {204}
-    assert any(service.blobs.list(f"experiments/{each}/") for each in ids)
+    assert all(service.blobs.list(f"experiments/{each}/") for each in ids)
+    may_delete.set()
     await service.app.state.deletions.close()
     assert not any(service.blobs.list(f"experiments/{each}/") for each in ids)
 

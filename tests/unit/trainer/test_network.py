@@ -4,6 +4,7 @@ import socket
 
 import pytest
 
+from tests.harness.ipv6 import needs_ipv6
 from trainer.network import free_address, interface_of
 
 
@@ -15,7 +16,9 @@ def test_an_address_of_another_machine_has_no_interface_here() -> None:
     assert interface_of("192.0.2.77") is None
 
 
-@pytest.mark.parametrize(("host", "written"), [("127.0.0.1", "127.0.0.1"), ("::1", "[::1]")])
+@pytest.mark.parametrize(
+    ("host", "written"), [("127.0.0.1", "127.0.0.1"), pytest.param("::1", "[::1]", marks=needs_ipv6)]
+)
 def test_a_free_address_can_be_listened_on(host: str, written: str) -> None:
     name, _, port = free_address(host).rpartition(":")
     assert name == written

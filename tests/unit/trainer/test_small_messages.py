@@ -8,6 +8,7 @@ import psutil
 import pytest
 import torch
 
+from tests.harness.ipv6 import needs_ipv6
 from tests.unit.trainer.gloo_ranks import ranks
 from trainer.small_messages import MAX_BYTES, SmallMessages, _listener
 
@@ -71,7 +72,13 @@ def test_a_large_message_is_refused(pair: tuple[socket.socket, socket.socket]) -
 
 
 @pytest.mark.parametrize(
-    ("interfaces", "host"), [("six0", "::1"), ("lo,six0", "127.0.0.1"), ("six0,lo", "::1")], ids=lambda value: value
+    ("interfaces", "host"),
+    [
+        pytest.param("six0", "::1", marks=needs_ipv6),
+        ("lo,six0", "127.0.0.1"),
+        pytest.param("six0,lo", "::1", marks=needs_ipv6),
+    ],
+    ids=lambda value: value,
 )
 def test_a_rank_listens_at_the_first_interface_in_either_family(
     monkeypatch: pytest.MonkeyPatch, interfaces: str, host: str
