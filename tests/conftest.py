@@ -136,8 +136,26 @@ def shapes(generator: np.random.Generator, *, num_train: int, num_test: int) -> 
 def stack(tmp_path_factory: pytest.TempPathFactory, datasets_dir: Path) -> Iterator[RunningStack]:
     """Run one stack for the whole session: `simclr serve` with its Ray, MLflow and database."""
     running = start_stack(tmp_path_factory.mktemp("stack"), datasets_dir, SIMCLR_CPUS="8")
+    until_ray_takes_jobs(running.ray_dashboard)
     yield running
     stop_stack(running)
+
+
+def until_ray_takes_jobs(dashboard: str) -> None:
+    """Return once a job has run: some tests give theirs to Ray themselves, and once, unlike the service."""
+    from ray.job_submission import JobStatus, JobSubmissionClient
+
+    deadline, client = time.monotonic() + START_TIMEOUT_S, JobSubmissionClient(dashboard)
+    while True:
+        try:
+            job = client.submit_job(entrypoint="true")
+            break
+        except RuntimeError:
+            assert time.monotonic() < deadline, "Ray's job agent takes no jobs"
+            time.sleep(0.5)
+    while client.get_job_status(job) is not JobStatus.SUCCEEDED:
+        assert time.monotonic() < deadline, client.get_job_info(job)
+        time.sleep(0.1)
 
 
 @pytest.fixture(scope="session")

@@ -49,6 +49,9 @@ def page() -> Iterator[Page]:
         assert complaints == []
 
 
+expect.set_options(timeout=60_000)
+
+
 def test_the_list_leads_to_an_experiment_with_its_curves(stack: RunningStack, page: Page, finished: Experiment) -> None:
     page.goto(f"{stack.url}/ui")
     page.get_by_role("link", name=NAME).first.click()

@@ -19,6 +19,7 @@ from service.experiment import submission_id
 from tests.conftest import RunningStack, start_stack, stop_stack
 from tests.harness.experiments import SHORT, finish, recorded_steps, submit
 from tests.harness.object_store import ObjectStore
+from tests.harness.written import written
 from trainer.context import bundle_key, experiment_key, trial_key
 from trainer.storage import open_storage
 
@@ -81,14 +82,12 @@ def test_images_packed_into_a_bucket_are_trained_on_and_the_encoder_is_kept_besi
 
     job = httpx2.get(f"{stack.ray_dashboard}/api/jobs/{submission_id(experiment_id, 1)}", timeout=30)
     blobs = [state.read(key).decode(errors="replace") for key in state.list("")]
-    told = [json.dumps(shown), job.raise_for_status().text, *blobs, *written(stack.home)]
+    told = [json.dumps(shown), job.raise_for_status().text, *blobs, *written_by_stack(stack.home)]
     assert not [text[:200] for text in told if KEY in text]
 
 
-def written(home: Path) -> list[str]:
+def written_by_stack(home: Path) -> list[str]:
     """Return what the processes of a stack wrote, Ray's too."""
-    folders = (home, StateDirectory(path=home).runtime_dir)
-    files = {path for folder in folders for path in folder.rglob("*") if path.is_file() and not path.is_symlink()}
-    texts = [path.read_text(errors="replace") for path in files if path.suffix in {".log", ".out", ".err", ".json"}]
+    texts = written(home, StateDirectory(path=home).runtime_dir)
     assert len(texts) > 10
     return texts

@@ -241,6 +241,9 @@ def test_who_finds_all_connections_taken_is_asked_to_come_back(pair: Pair) -> No
         answers = asyncio.run(_post_many(replica, num=3 * CONNECTIONS))
         query = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'replica0'"
         ((num_connections,),) = pair.rows(query)
+        # A caller may give up before the server does: what still waits for the lock would commit after it.
+        waiting = f"{query} AND wait_event_type = 'Lock'"
+        wait_until(lambda: pair.rows(waiting) == [(0,)], timeout_s=60, what="the end of what waits for the lock")
     for answer in answers:
         assert_come_back(answer)
     assert num_connections <= CONNECTIONS

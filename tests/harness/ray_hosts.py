@@ -181,4 +181,4 @@ class RayHosts:
     def told(self, path: str) -> str:
         """Return what the dashboard answers at a path to whoever has the token."""
         header = {"Authorization": f"Bearer {self.token}"}
-        return httpx2.get(self.dashboard + path, headers=header, timeout=10, trust_env=False).raise_for_status().text
+        return httpx2.get(self.dashboard + path, headers=header, timeout=60, trust_env=False).raise_for_status().text

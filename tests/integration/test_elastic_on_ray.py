@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +138,8 @@ def second_node(gcs_address: str, log: Path) -> Iterator[None]:
         assert node.poll() is None, log.read_text()
     finally:
         for process in [*psutil.Process(node.pid).children(recursive=True), psutil.Process(node.pid)]:
-            process.kill()
+            with suppress(psutil.NoSuchProcess):  # some end with the one they belong to
+                process.kill()
         node.wait(timeout=10)
 
 

@@ -24,7 +24,7 @@ from trainer.storage import BlobMissing, open_storage
 _REASON: Final = reason_for_no_hosts() or reason_for_no_gcs_store()
 pytestmark = [
     pytest.mark.ray,
-    pytest.mark.timeout(300),
+    pytest.mark.timeout(900),
     pytest.mark.slow,
     pytest.mark.skipif(_REASON is not None, reason=str(_REASON)),
 ]

@@ -29,6 +29,7 @@ from tests.harness.image_health import health_check
 from tests.harness.image_packages import REFUSE, not_in_image
 from tests.harness.object_store import ObjectStore
 from tests.harness.replicas import Replica
+from tests.harness.written import written
 from trainer.context import JobDocument
 
 pytestmark = [pytest.mark.ray, pytest.mark.postgres]
@@ -159,7 +160,7 @@ def service(
 def experiment_id(service: Replica) -> str:
     """Return an experiment that has succeeded."""
     service.wait()
-    assert httpx2.get(f"{service.url}/readyz", timeout=30).is_success
+    wait_until(lambda: httpx2.get(f"{service.url}/readyz", timeout=30).is_success, what="readiness")
     with Client(service.url, retry_for_s=60) as client:
         experiment_id = str(submit(client, "behind a password", SHORT)["id"])
         finish(client, experiment_id, epochs=SHORT["epochs"])  # reads every step through the service
@@ -245,6 +246,6 @@ def runs(mlflow: MlflowClient, experiment_id: str) -> list[Any]:
 
 def texts(folder: Path) -> list[str]:
     """Return what processes wrote: logs, what they were started with, and the job's files in storage."""
-    files = [path for path in folder.rglob("*") if path.is_file() and path.suffix in {".log", ".out", ".err", ".json"}]
-    assert files
-    return [path.read_text(errors="replace") for path in files]
+    found = written(folder)
+    assert found
+    return found

@@ -18,6 +18,7 @@ import yaml
 from PIL import Image
 
 from service.code_package import CodePackage
+from service.errors import ClusterUnavailable
 from service.experiment import submission_id
 from service.ports import JobStatus
 from tests.harness.experiments import SHORT, STEPS_PER_EPOCH, wait_until
@@ -241,7 +242,10 @@ def test_the_health_checks_of_the_deployment_pass_where_nobody_gives_them_a_toke
 
 
 def has_ended(cluster: Cluster, experiment_id: str, *, attempt: int) -> bool:
-    return cluster.ray.status(experiment_id, attempt=attempt) not in (JobStatus.PENDING, JobStatus.RUNNING)
+    try:
+        return cluster.ray.status(experiment_id, attempt=attempt) not in (JobStatus.PENDING, JobStatus.RUNNING)
+    except ClusterUnavailable:  # slow to answer
+        return False
 
 
 def text_of(storage: Storage, key: str) -> str:

@@ -74,9 +74,10 @@ def test_a_packing_on_ray_that_was_killed_goes_on_and_is_what_one_process_writes
         return job
 
     killed = submit()
-    wait_until(lambda: len(files.list(".packing/train-")) >= 3)
+    wait_until(lambda: client.get_job_info(killed).driver_info is not None)
     driver = client.get_job_info(killed).driver_info
     assert driver is not None
+    wait_until(lambda: len(files.list(".packing/train-")) >= 3)
     os.kill(int(driver.pid), signal.SIGKILL)
     wait_until(lambda: client.get_job_status(killed) in ENDED)
     assert not files.list("manifest.json")
