@@ -61,13 +61,17 @@ class MlflowTracking:
         await self._ask_for_mlflow_experiment()
 
     async def trials(self, experiment_id: str) -> Sequence[TrialRun]:
-        # By age: where a torn creation left two runs of a trial, the trainer writes to the oldest.
+        # A creation that was obeyed late left a second run of its trial, to which nothing is ever written:
+        # it may be the older one, and goes when its trial ends (docs/decisions/13).
         runs = await self._search(experiment_id, order_by=["attributes.start_time ASC"])
         trials: dict[str, TrialRun] = {}
         for run in runs:
             trial = _trial_run(run)
-            if trial is not None:
-                trials.setdefault(trial.trial_id, trial)
+            if trial is None:
+                continue
+            known = trials.setdefault(trial.trial_id, trial)
+            if trial.metrics and not known.metrics:
+                trials[trial.trial_id] = trial
         return [trials[trial_id] for trial_id in sorted(trials)]
 
     async def metrics(self, mlflow_run_id: str, keys: Sequence[str]) -> Mapping[str, Sequence[MetricPoint]]:

@@ -24,6 +24,7 @@ from torch import nn
 from trainer import metric_names as names
 from trainer.data.dataset import Dataset, Subset
 from trainer.data.split import labelled_fraction
+from trainer.divergence import require_finite
 from trainer.encoder import Encoder, build_encoder
 from trainer.export import weights_digest
 from trainer.fine_tuning import fine_tune
@@ -345,8 +346,8 @@ class Evaluation:
         return self._features(encoder, self._dataset.pretrain), self._features(encoder, self._dataset.validation)
 
     def _features(self, encoder: Encoder, subset: Subset) -> Features:
-        """Return h of a whole subset on every rank."""
-        return self._shared(encoder, subset, width=encoder.width_of_h)
+        """Return h of a whole subset on every rank; raise NonFiniteH on every rank where it is not finite."""
+        return require_finite(self._shared(encoder, subset, width=encoder.width_of_h))
 
     def _shared(self, module: nn.Module, subset: Subset, *, width: int) -> Features:
         """Return a module's outputs, `width` wide, of a whole subset on every rank, each having computed its slice."""

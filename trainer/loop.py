@@ -21,7 +21,7 @@ from trainer.context import TrialContext
 from trainer.data.dataset import Dataset
 from trainer.data.prepare import prepare
 from trainer.determinism import compute_repeatably
-from trainer.divergence import non_finite_loss
+from trainer.divergence import NonFiniteH, non_finite_h, non_finite_loss
 from trainer.epoch_report import EpochReport, OnEpoch
 from trainer.errors import BatchTooLarge, Stopped
 from trainer.evaluation import Evaluation
@@ -254,7 +254,10 @@ class Run:
         }
         every = self.spec.evaluation.knn_every_epochs
         if epoch == self.spec.epochs or (every and epoch % every == 0):
-            values |= self.evaluation.online(self.learner)
+            try:
+                values |= self.evaluation.online(self.learner)
+            except NonFiniteH as error:
+                raise non_finite_h(self.last_step, error) from error
         should_stop = False
         if self.scribe is not None:
             self.scribe.metrics(self.last_step, values)
@@ -278,6 +281,8 @@ class Run:
             final = self.evaluation.final(self.learner, wishes_stop=self._wishes_stop)
         except Interrupted as wish:  # a later start evaluates anew, from the checkpoint just kept
             raise self._stopped(self._agreed_stop()) from wish
+        except NonFiniteH as error:
+            raise non_finite_h(self.last_step, error) from error
         if self.scribe is None or final is None:
             return
         self.scribe.metrics(self.last_step, final.metrics)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -22,6 +23,7 @@ __all__ = ["BlobMissing", "DirectoryStorage", "S3Storage", "Storage", "open_stor
 
 
 STREAMED_BYTES: Final = 2**20  # of an object, in memory at a time
+_CONFLICT_PATIENCE_S: Final = (0.1, 0.3, 1.0)  # between tries to create what another is creating
 
 
 class BlobMissing(KeyError):
@@ -182,15 +184,21 @@ class S3Storage:
     def create(self, key: str, data: bytes) -> bool:
         from botocore.exceptions import ClientError
 
-        with _named_errors("create", key):
+        for patience_s in _CONFLICT_PATIENCE_S:
+            with _named_errors("create", key):
+                try:
+                    self._client.put_object(Bucket=self._bucket, Key=self._prefix + key, Body=data, IfNoneMatch="*")
+                except ClientError as error:
+                    if _error_code(error) not in ("PreconditionFailed", "412", "ConditionalRequestConflict"):
+                        raise
+                else:
+                    return True
             try:
-                self._client.put_object(Bucket=self._bucket, Key=self._prefix + key, Body=data, IfNoneMatch="*")
-            except ClientError as error:
-                if _error_code(error) not in ("PreconditionFailed", "412", "ConditionalRequestConflict"):
-                    raise
                 # The client repeats a request whose answer was lost, and then meets its own object.
                 return self.read(key) == data
-        return True
+            except BlobMissing:  # another's creation is under way, or came to nothing
+                time.sleep(patience_s)
+        raise OSError(f"storage cannot create {key}: another creation of it neither ends nor leaves anything")
 
     def list(self, prefix: str) -> list[str]:
         with _named_errors("list", prefix):

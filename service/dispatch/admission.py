@@ -9,16 +9,21 @@ cluster which cannot grow will never have room for holds up nobody.
 from __future__ import annotations
 
 import heapq
+import json
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import lru_cache
 from itertools import groupby
 from typing import Final
 
 from service.dispatch.job import scaling_of
 from service.ports import Capacity, ExperimentRecord
 from service.settings import Settings
+from trainer.spec import ScalingSpec
+from tune_spaces.plan import possible_specs
+from tune_spaces.spec import SweepSpec
 
 __all__ = ["PATIENCE_S", "Admission", "Demand", "Limits", "admit", "least_demand", "most_demand"]
 
@@ -77,10 +82,35 @@ def least_demand(record: ExperimentRecord) -> Demand:
 
 
 def most_demand(record: ExperimentRecord) -> Demand:
-    """Return what the experiment takes where it can: all its workers, of all trials at once."""
-    scaling = scaling_of(record)
-    trials = 1 if record.kind == "pretrain" else int(record.spec.get("max_concurrent_trials") or 1)
-    workers = trials * scaling.max_workers()
+    """Return what the experiment takes where it can: all its workers, of all trials at once.
+
+    A sweep that set no limit runs as many trials as fit the cluster: what it was planned with, or
+    all of its trials where the cluster did not answer then.
+    """
+    if record.kind == "pretrain":
+        return _of_workers(scaling_of(record))
+    asked, plan = record.spec.get("max_concurrent_trials"), record.plan
+    trials = int(asked or plan.get("trials_at_once") or plan.get("trials") or 1)
+    per_trial = _largest_trial(record)
+    return Demand(cpus=trials * per_trial.cpus, gpus=trials * per_trial.gpus)
+
+
+def _largest_trial(record: ExperimentRecord) -> Demand:
+    """Return what the largest trial of a sweep takes, whose axes may be of its workers too."""
+    space = record.spec.get("space") or {}
+    if not any(path.split(".")[0] == "scaling" for path in space):
+        return _of_workers(scaling_of(record))
+    return _largest_of_space(json.dumps(record.spec))
+
+
+@lru_cache(maxsize=256)  # its points are many, and asked about in each step
+def _largest_of_space(sweep: str) -> Demand:
+    demands = [_of_workers(spec.scaling) for spec in possible_specs(SweepSpec.model_validate_json(sweep))]
+    return Demand(cpus=max(each.cpus for each in demands), gpus=max(each.gpus for each in demands))
+
+
+def _of_workers(scaling: ScalingSpec) -> Demand:
+    workers = scaling.max_workers()
     return Demand(cpus=float(workers * scaling.cpus_per_worker), gpus=float(workers * scaling.gpus_per_worker))
 
 

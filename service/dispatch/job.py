@@ -30,8 +30,6 @@ JOB_ENVIRONMENT: Final[Mapping[str, str]] = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     # Its default is never: a report of which one rank died would be waited for for ever.
     "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "1800",
-    # An autoscaler needs minutes for a node; on a fixed cluster admission has seen to the room.
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
     # Off by default, which leaves the dashboard's Train tab empty.
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
     # A process of 200 MB a run that looks for nodes about to be drained: the workers of a drained
@@ -130,11 +128,15 @@ def _parent(record: ExperimentRecord) -> ParentTrial | None:
 
 
 def _environment(record: ExperimentRecord, environ: Mapping[str, str]) -> dict[str, str]:
+    scaling = scaling_of(record)
     return {
         **JOB_ENVIRONMENT,
+        # An autoscaler needs minutes for a node. A team of a range is better tried with fewer workers
+        # then; another waits for whoever took the room that admission saw, a trial of a sweep say.
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300" if scaling.min_workers() < scaling.max_workers() else "3600",
         # Named, because the default changes with Ray's version; the token itself is the node's to have.
         "RAY_AUTH_MODE": environ.get("RAY_AUTH_MODE", "disabled"),
         # Ray sets 1, or all of the machine's cores, by whether CPUs were asked for.
-        "OMP_NUM_THREADS": str(scaling_of(record).cpus_per_worker),
+        "OMP_NUM_THREADS": str(scaling.cpus_per_worker),
         **{name: environ[name] for name in _PASSED_ON if name in environ},
     }

@@ -99,11 +99,16 @@ class Budget:
             except OSError as error:
                 logger.warning("what the sweep has spent was not written: %s", error)
 
-    def add_last_epoch(self, trial: str, images: int) -> None:
-        """Count the last epoch of a trial that ran to its end, which reports the others only."""
+    def count(self, trial: str, *, unreported: int) -> None:
+        """Count a trial that has ended, since the last look too.
+
+        Args:
+            trial: Its id.
+            unreported: Images of its last epoch, if it ran to its end: it reports the others only.
+        """
         if self._limits.max_images is not None:
             with self._lock:
-                self._images[trial] = (_read(self._storage, self._key(trial)) or 0) + images
+                self._images[trial] = (_read(self._storage, self._key(trial)) or 0) + unreported
 
     def _judge(self) -> str | None:
         limits = self._limits

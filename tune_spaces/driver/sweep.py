@@ -234,17 +234,16 @@ class SweepDriver:
             reason = outcome.reason or {"code": "no_marker", "message": "it ended without a marker", "retryable": True}
             self.ledger.fail(trial_id, reason)
         row = self.ledger.rows[trial_id]
-        if row.state == "succeeded":
-            self._count_last_epoch(trial_id)
+        self._count_images(trial_id)
         logger.info("trial %s %s: %s", trial_id, row.state, row.best or row.reason)
         value = row.best["value"] if row.best is not None and row.state == "succeeded" else None
         self.supply.tell(trial_id, value)
 
-    def _count_last_epoch(self, trial_id: str) -> None:
+    def _count_images(self, trial_id: str) -> None:
         spec = next(trial.spec for trial in self.supply.known() if trial.id == trial_id)
         result = finished_trial(self.context(trial_id))
-        if result is not None:
-            self.budget.add_last_epoch(trial_id, result.step // spec.epochs * spec.batch_size)
+        steps_an_epoch = result.step // spec.epochs if result is not None and result.state == "succeeded" else 0
+        self.budget.count(trial_id, unreported=steps_an_epoch * spec.batch_size)
 
     def _stop_wish(self) -> str | None:
         """Return pause or cancel if the owner asked this attempt for it."""

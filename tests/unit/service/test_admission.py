@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -125,6 +126,23 @@ def test_a_sweep_begins_with_one_trial_and_takes_all_it_may_run_at_once() -> Non
     base = {"scaling": {"num_workers": 2, "cpus_per_worker": 2}}
     sweep = record("sweep", kind="sweep", spec={"base": base, "max_concurrent_trials": 3})
     assert (least_demand(sweep).cpus, most_demand(sweep).cpus) == (4, 12)
+
+
+@pytest.mark.parametrize(("at_once", "cpus"), [(8, 8), (None, 18)])
+def test_a_sweep_without_a_limit_takes_all_that_it_was_planned_with(at_once: int | None, cpus: float) -> None:
+    """Else others would start beside it, and wait for workers that its trials never give back."""
+    plan = {"trials": 18, "trials_at_once": at_once}
+    sweep = record("sweep", kind="sweep", spec={"base": {"scaling": {"cpus_per_worker": 1}}}, plan=plan)
+    assert (least_demand(sweep).cpus, most_demand(sweep).cpus) == (1, cpus)
+    decision = decide([record("late", workers=1)], [sweep])
+    assert decision.waiting == {"late": "1 CPUs are needed and not free"}
+
+
+def test_a_sweep_takes_what_its_largest_trials_take() -> None:
+    base = {"data": {"dataset": "digits"}}
+    space = {"scaling.num_workers": {"choice": [1, 4, 2]}, "loss.temperature": {"choice": [0.1, 0.5]}}
+    sweep = record("sweep", kind="sweep", spec={"base": base, "space": space}, plan={"trials": 6, "trials_at_once": 2})
+    assert most_demand(sweep).cpus == 8
 
 
 def test_a_cluster_that_can_grow_is_given_one_that_makes_it_grow() -> None:

@@ -57,6 +57,15 @@ async def test_before_the_first_job_there_are_no_trials() -> None:
     assert await mlflow(server).trials("exp_1") == []
 
 
+@pytest.mark.parametrize("is_stray_older", [True, False])
+async def test_a_run_that_was_made_twice_is_the_one_that_is_written_to(*, is_stray_older: bool) -> None:
+    kept, stray = (run(name, simclr__trial_id="t0000", simclr__role="trial") for name in ("kept", "stray"))
+    stray["data"]["metrics"] = []
+    found = [stray, kept] if is_stray_older else [kept, stray]
+    (trial,) = await mlflow(Server(search={"runs": found})).trials("exp_1")
+    assert (trial.mlflow_run_id, trial.metrics) == ("kept", {"loss": 0.1})
+
+
 async def test_trials_come_by_id_over_all_pages_without_the_parent_and_each_once() -> None:
     first = {"runs": [run("p", simclr__role="parent"), run("r2", simclr__trial_id="t2")], "next_page_token": "next"}
     second = {"runs": [run("r1", simclr__trial_id="t1"), run("twin", simclr__trial_id="t1")]}

@@ -183,6 +183,32 @@ def train_until_rank_1_fails(team: Team, spec: dict[str, Any], context: dict[str
     (Path(context["storage"]) / f"error-{team.rank}.json").write_text(json.dumps(caught.value.record()))
 
 
+@pytest.mark.slow  # it evaluates
+@pytest.mark.parametrize("knn_every_epochs", [1, 0], ids=["on the way", "at the end"])
+def test_an_update_that_is_not_finite_is_named_where_the_encoder_is_evaluated_before_a_loss_shows_it(
+    tmp_path: Path, datasets_dir: Path, knn_every_epochs: int
+) -> None:
+    spec = WITH_BATCH_NORM | {
+        "data": {"dataset": "shapes", "image_size": 16},
+        "batch_size": 200,  # one step an epoch
+        "epochs": 1 if knn_every_epochs == 0 else 3,
+        "evaluation": {"knn_every_epochs": knn_every_epochs, "linear_probe": False},
+    }
+    whole = Stepper._backward_whole
+
+    def spoiled(stepper: Stepper, *batch: Any) -> dict[str, torch.Tensor]:
+        metrics = whole(stepper, *batch)
+        for parameter in stepper.learner.parameters():
+            assert parameter.grad is not None
+            parameter.grad.fill_(torch.nan)
+        return metrics
+
+    words = "update of step 1, as the loss would next; lower optim.base_lr"
+    with patch.object(Stepper, "_backward_whole", spoiled), pytest.raises(NonFiniteLoss, match=words) as caught:
+        train_trial(Team(), spec, trial_context(tmp_path, datasets_dir))
+    assert caught.value.context["step"] == 1
+
+
 @pytest.mark.slow  # two processes
 def test_a_run_ends_at_a_loss_that_is_not_finite_on_all_ranks_alike(tmp_path: Path, datasets_dir: Path) -> None:
     spec = WITH_BATCH_NORM | {"data": {"dataset": "shapes", "image_size": 16}, "batch_size": 48, "epochs": 2}

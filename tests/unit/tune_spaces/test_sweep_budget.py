@@ -104,6 +104,26 @@ def test_images_are_counted_and_end_the_sweep_in_the_middle_of_a_trial(
     assert words in report(storage, "html")
 
 
+def test_a_trial_that_is_stopped_between_two_looks_is_counted(tmp_path: Path, storage: DirectoryStorage) -> None:
+    def stopped_at_once(sweep: SweepSpec, document: JobDocument, supply: TrialSupply, **calls: Any) -> None:
+        del sweep
+        while not calls["should_end"]() and (trial := supply.take()) is not None:
+            calls["on_start"](trial.id)
+            context = calls["contexts"](trial.id)
+            EpochWatch(context=context, batch_size=64, counts_images=True, referee=None)(
+                EpochReport(epoch=1, step=STEPS_AN_EPOCH, metrics={})
+            )
+            marker = {"state": "stopped_early", "step": STEPS_AN_EPOCH, "attempt": 1}
+            DirectoryStorage(Path(document.storage)).write(context.key("complete.json"), json.dumps(marker).encode())
+            calls["on_end"](Outcome(trial=trial.id, state="ended"))
+            calls["should_end"].__self__.budget.look()  # no waiting for its thread
+
+    run_sweep(document(tmp_path, max_images=2 * IMAGES_AN_EPOCH), storage, run_trials=stopped_at_once)
+    assert states(storage) == ["stopped_early", "stopped_early", "cancelled", "cancelled"]
+    spent = json.loads(storage.read(experiment_key("exp_1", "spent.json")))
+    assert spent["images"] == {"t0000": IMAGES_AN_EPOCH, "t0001": IMAGES_AN_EPOCH}
+
+
 def test_a_sweep_within_its_limits_says_nothing_of_them(tmp_path: Path, storage: DirectoryStorage) -> None:
     end = run_sweep(document(tmp_path, max_images=100 * IMAGES_AN_EPOCH), storage, run_trials=one_by_one)
     assert set(states(storage)) == {"succeeded"}
