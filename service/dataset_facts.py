@@ -6,6 +6,8 @@ import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import structlog
@@ -42,6 +44,7 @@ class DatasetFacts:
         """Read nothing yet."""
         self._datasets_dir = settings.datasets
         self._cache_dir = settings.cache_dir
+        self._trains_here = settings.cpus is not None  # what is decoded is of use to more than a count
         self._described = lru_cache(MOST_REMEMBERED)(self._describe)
         self._counts = ImageCounts()
         self._threads = StorageThreads()
@@ -103,14 +106,25 @@ class DatasetFacts:
     def _count(self, name: str, image_size: int, validation_ratio: float) -> int:
         from trainer.data.prepare import prepare
 
-        dataset = prepare(
-            name,
-            image_size=image_size,
-            cache_dir=self._cache_dir,
-            datasets_dir=self._datasets_dir,
-            validation_ratio=validation_ratio,
-        )
-        return len(dataset.pretrain)
+        with self._decoded_in() as cache_dir:
+            dataset = prepare(
+                name,
+                image_size=image_size,
+                cache_dir=cache_dir,
+                datasets_dir=self._datasets_dir,
+                validation_ratio=validation_ratio,
+            )
+            return len(dataset.pretrain)
+
+    @contextmanager
+    def _decoded_in(self) -> Iterator[Path]:
+        """Yield the cache of the trials of this machine, or a folder that goes when it was counted."""
+        if self._trains_here:
+            yield self._cache_dir
+            return
+        self._cache_dir.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=self._cache_dir, prefix="counted-") as folder:
+            yield Path(folder)
 
 
 @contextmanager

@@ -7,11 +7,11 @@ from typing import Annotated
 
 from fastapi import Depends, Header, Query, Request, Response
 
-from service.edge.auth import needs
+from service.edge.auth import authenticate, needs
 from service.edge.deps import OwnedExperiment, Services, ServicesDep, api_router
 from service.edge.problems import Problem, responses
 from service.edge.server_sent import EVENT_STREAM, EventStream
-from service.errors import ClusterUnavailable
+from service.errors import ClusterUnavailable, StoreUnavailable
 from service.experiment import submission_id
 from service.ports import EVENTS_AT_ONCE, Event, ExperimentRecord, Role
 from service.schemas import AttemptTimeline, Items, LogView
@@ -57,6 +57,7 @@ async def _live_numbers(request: Request) -> LiveNumbersFeed:
     openapi_extra=needs(Role.VIEWER),
 )
 async def stream(
+    request: Request,
     record: OwnedExperiment,
     services: ServicesDep,
     live_numbers: Annotated[LiveNumbersFeed, Depends(_live_numbers)],
@@ -65,9 +66,20 @@ async def stream(
     """Stream state, trial, condition, metric, log and heartbeat events until the experiment has ended.
 
     A client that reads nothing for 30 s is dropped: the last event it finds is `dropped`, with
-    the code `slow_client`, and it may resume with Last-Event-ID.
+    the code `slow_client`, and it may resume with Last-Event-ID. The stream of a token that was
+    revoked or has expired ends with the next heartbeat.
     """
-    return EventStream(event_stream(record, services, live_numbers, after=after))
+
+    async def is_welcome() -> bool:
+        try:
+            await authenticate(request, store=services.store, settings=services.settings)
+        except Problem:
+            return False
+        except StoreUnavailable:
+            return True  # nobody can say: asked again
+        return True
+
+    return EventStream(event_stream(record, services, live_numbers, after=after, is_welcome=is_welcome))
 
 
 @router.get(

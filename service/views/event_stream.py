@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from functools import cache
 from typing import Final
 
@@ -29,10 +29,27 @@ RETRY_S: Final = 0.5  # while the database is out of reach
 RECONNECT_MS: Final = 1000
 
 
+async def _always() -> bool:
+    return True
+
+
 async def event_stream(
-    record: ExperimentRecord, services: Services, live_numbers: LiveNumbersFeed, *, after: int
+    record: ExperimentRecord,
+    services: Services,
+    live_numbers: LiveNumbersFeed,
+    *,
+    after: int,
+    is_welcome: Callable[[], Awaitable[bool]] = _always,
 ) -> AsyncGenerator[bytes]:
-    """Yield the events behind sequence `after` and everything that follows, until the experiment ends."""
+    """Yield the events behind sequence `after` and everything that follows, until the experiment ends.
+
+    Args:
+        record: Whose events.
+        services: Where to read.
+        live_numbers: Tells of metrics and log lines.
+        after: The last event that the client has seen.
+        is_welcome: Asked at each heartbeat; the stream of who no longer is ends.
+    """
     yield comment("stream of " + record.id, retry_ms=RECONNECT_MS)
     # From the first one on streams that were opened together have their heartbeats apart.
     beat_s = _now_s() + HEARTBEAT_S * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
@@ -54,6 +71,8 @@ async def event_stream(
             if record.state in TERMINAL and not news.has_events:
                 return
             if not await news.wait(max(0.0, beat_s - _now_s())):
+                if not await is_welcome():
+                    return
                 yield _beat(record.state)
                 beat_s = max(beat_s + HEARTBEAT_S, _now_s())
 

@@ -48,6 +48,18 @@ def test_one_that_did_not_change_is_read_once(facts: DatasetFacts, tmp_path: Pat
     assert facts.describe("mine", facts.version("mine")) is facts.describe("mine", facts.version("mine"))
 
 
+@pytest.mark.parametrize(("cpus", "is_kept"), [(None, False), (4, True)])
+def test_what_was_decoded_to_be_counted_is_kept_where_it_is_trained_on(
+    tmp_path: Path, cpus: int | None, *, is_kept: bool
+) -> None:
+    """Else anyone who may ask for a plan could fill the disk of a service, one image size after the other."""
+    (tmp_path / "datasets").mkdir()
+    store(tmp_path / "datasets", num_train=80)
+    settings = Settings(home=tmp_path, datasets=tmp_path / "datasets", cpus=cpus)
+    assert num_images(DatasetFacts(settings)) == 60
+    assert bool([*settings.cache_dir.glob("*")]) == is_kept
+
+
 def test_one_that_was_of_no_use_is_looked_at_again(facts: DatasetFacts, tmp_path: Path) -> None:
     file = tmp_path / "datasets" / "mine.npz"
     file.write_bytes(b"no archive")

@@ -6,16 +6,20 @@ import asyncio
 import random
 import time
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from fastapi import Request
 from structlog.testing import capture_logs
 
+from service.edge.auth import hash_secret
 from service.edge.event_feed import EventFeed, News
 from service.edge.problems import Problem
-from service.errors import ExperimentNotFound
+from service.errors import ExperimentNotFound, StoreUnavailable
 from service.experiment import State
 from service.ports import Event, ExperimentRecord
+from service.routes import events
 from service.views import event_stream as stream_module
 from tests.harness.http_app import HttpApp, assert_problem, events_of
 
@@ -170,6 +174,50 @@ async def test_streams_that_were_opened_together_have_their_heartbeats_apart_and
     assert min(beats_s) > 0.19
     assert max(beats_s) < 0.4 + 10.0  # a busy machine is late, not early
     assert len(set(drawn)) == 40
+
+
+@pytest.mark.parametrize("end", ["revoked", "expired"])
+async def test_the_stream_of_a_token_that_is_no_longer_good_ends_with_a_heartbeat(
+    service: HttpApp, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    monkeypatch.setattr(stream_module, "HEARTBEAT_S", 0.02)
+    created = await service.submit(headers=await service.token())
+    record, state = await service.store.get(created["id"]), service.app.state
+    times: dict[str, Any] = {"expires_at": datetime.now(UTC) + timedelta(seconds=0.5)} if end == "expired" else {}
+    header = await service.token(**times)
+    secret = header["Authorization"].removeprefix("Bearer ")
+    request = Request({"type": "http", "headers": [(b"authorization", header["Authorization"].encode())]})
+    answer = await events.stream(request, record, state.services, state.live_numbers, after=0)
+    num_beats = 0
+    async with asyncio.timeout(60):
+        async for text in answer.body_iterator:
+            assert isinstance(text, bytes)
+            num_beats += b"event: heartbeat" in text
+            if num_beats == 2 and end == "revoked":
+                await service.store.revoke_token(f"tok_{hash_secret(secret)[:8]}")
+    assert num_beats >= 2
+
+
+async def test_a_stream_goes_on_while_the_database_cannot_say_who_listens(
+    service: HttpApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream_module, "HEARTBEAT_S", 0.02)
+    created = await service.submit()
+    record, state = await service.store.get(created["id"]), service.app.state
+
+    async def away(_: str) -> None:
+        raise StoreUnavailable("it is away")
+
+    monkeypatch.setattr(service.store, "find_token", away)
+    request = Request({"type": "http", "headers": [(b"authorization", b"Bearer simclr_any")]})
+    answer = await events.stream(request, record, state.services, state.live_numbers, after=0)
+    num_beats = 0
+    async for text in answer.body_iterator:
+        assert isinstance(text, bytes)
+        num_beats += b"event: heartbeat" in text
+        if num_beats == 3:
+            break
+    assert num_beats == 3
 
 
 async def test_an_experiment_that_has_nothing_new_is_asked_less_and_less_often(
