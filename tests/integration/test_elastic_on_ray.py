@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 import pytest
@@ -24,6 +24,7 @@ from tests.harness.trajectories import largest_difference, outcome, series
 from trainer.context import JobDocument, TrialContext
 from trainer.launch import run_trial_in_process
 from trainer.spec import PretrainSpec
+from tune_spaces.spec import SweepSpec, resolve
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(700)]
 
@@ -43,7 +44,6 @@ SPEC: dict[str, Any] = {
     "optim": {"warmup_epochs": 1},
     "evaluation": {"linear_probe": False, "knn_every_epochs": 1},
 }
-ELASTIC: dict[str, Any] = {"scaling": {"num_workers": {"min": 1, "max": 2}, "cpus_per_worker": CPUS}}
 
 
 def test_a_run_that_grows_and_shrinks_is_the_run_of_one_worker(
@@ -93,24 +93,68 @@ def test_a_run_whose_driver_was_killed_does_not_wait_for_its_own_claim(
     assert len(losses) == STEPS
 
 
+def test_a_run_beside_a_sweep_takes_no_more_workers_than_there_is_room_for(
+    ray_dashboard: str, tmp_path: Path, datasets_dir: Path
+) -> None:
+    client, name = JobSubmissionClient(ray_dashboard), f"exp_{time.monotonic_ns()}"
+    sweep = trial_context(tmp_path / "sweep", datasets_dir, name=f"{name}-sweep")
+    context = trial_context(tmp_path / "elastic", datasets_dir, name=name)
+    jobs = [start_sweep(client, sweep, cpus=CPUS // 2)]
+    try:
+        wait_until(lambda: bool(series(sweep, "loss")), client, jobs[0])
+        jobs.append(start(client, context, attempt=2, cpus=CPUS // 2))
+        wait_until(
+            lambda: client.get_job_status(jobs[1]) is JobStatus.SUCCEEDED,
+            client,
+            jobs[1],
+            deadline_s=CLAIM_OF_THE_KILLED_S + DEADLINE_S,
+        )
+        assert not client.get_job_status(jobs[0]).is_terminal()
+    finally:
+        for job in jobs:
+            client.stop_job(job)
+    assert list(series(context, "num_workers").values()) == [1.0]
+
+
+def start_sweep(client: JobSubmissionClient, context: dict[str, Any], *, cpus: int) -> str:
+    """Start one trial that takes so many CPUs and does not end."""
+    base = SPEC | {"epochs": 10_000, "scaling": {"cpus_per_worker": cpus}}
+    sweep = SweepSpec.model_validate(
+        {"base": base, "space": {"loss.temperature": {"choice": [0.5]}}, "max_concurrent_trials": 1}
+    )
+    document = document_of(context, "sweep", resolve(sweep), attempt=1)
+    return submit(client, f"exec {sys.executable} -m tune_spaces --document {document.encode()}", document)
+
+
 def wait_until_it_runs(context: dict[str, Any], client: JobSubmissionClient, job: str) -> None:
     """Wait for the end of the first epoch."""
     deadline_s = CLAIM_OF_THE_KILLED_S + DEADLINE_S
     wait_until(lambda: 4 in series(context, "knn_accuracy"), client, job, deadline_s=deadline_s)
 
 
-def start(client: JobSubmissionClient, context: dict[str, Any], *, attempt: int = 1) -> str:
-    document = JobDocument(
+def start(client: JobSubmissionClient, context: dict[str, Any], *, attempt: int = 1, cpus: int = CPUS) -> str:
+    spec = SPEC | {"scaling": {"num_workers": {"min": 1, "max": 2}, "cpus_per_worker": cpus}}
+    document = document_of(context, "pretrain", spec, attempt=attempt)
+    return submit(client, f"exec {sys.executable} -m tests.harness.elastic_job {document.encode()}", document)
+
+
+def document_of(
+    context: dict[str, Any], kind: Literal["pretrain", "sweep"], spec: dict[str, Any], *, attempt: int
+) -> JobDocument:
+    return JobDocument(
         experiment_id=context["experiment_id"],
         name="elastic",
-        kind="pretrain",
+        kind=kind,
         attempt=attempt,
-        spec=SPEC | ELASTIC,
+        spec=spec,
         storage=context["storage"],
         datasets_dir=context["datasets_dir"],
         cache_dir=context["cache_dir"],
     )
-    Path(context["cache_dir"]).mkdir(parents=True, exist_ok=True)
+
+
+def submit(client: JobSubmissionClient, entrypoint: str, document: JobDocument) -> str:
+    Path(document.cache_dir).mkdir(parents=True, exist_ok=True)
     environment = {
         "PYTHONPATH": str(Path.cwd()),
         "OMP_THREAD_LIMIT": "1",  # its CPUs are said, not there
@@ -119,8 +163,8 @@ def start(client: JobSubmissionClient, context: dict[str, Any], *, attempt: int 
     }
     return str(
         client.submit_job(
-            entrypoint=f"exec {sys.executable} -m tests.harness.elastic_job {document.encode()}",
-            submission_id=f"{context['experiment_id']}-{attempt}",
+            entrypoint=entrypoint,
+            submission_id=f"{document.experiment_id}-{document.attempt}",
             runtime_env={"env_vars": environment},
         )
     )

@@ -25,6 +25,7 @@ from trainer.launch import run_trial, run_trial_in_process
 from trainer.spec import PretrainSpec
 from tune_spaces.driver.budget import EpochWatch
 from tune_spaces.driver.capacity import DRIVER_CPUS, is_alone, trial_resources, trials_at_once
+from tune_spaces.driver.claim import claimed
 from tune_spaces.driver.outcome import Outcome
 from tune_spaces.driver.referee import AskReferee, Referee
 from tune_spaces.driver.supply import TrialSupply
@@ -54,9 +55,8 @@ def run_trials(
     if not ray.is_initialized():
         ray.init(log_to_driver=True, logging_level=logging.WARNING)  # where it is connected it says in colour
     cluster: Mapping[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call] # Ray's own omission
-    concurrent = trials_at_once(
-        possible_specs(sweep), cluster, allowed=sweep.max_concurrent_trials, num_trials=num_trials
-    )
+    specs = possible_specs(sweep)
+    concurrent = trials_at_once(specs, cluster, allowed=sweep.max_concurrent_trials, num_trials=num_trials)
     logger.info("%d trials to run, %d at a time", num_trials, concurrent)
     trainable = tune.with_parameters(
         _run_one, referee=_referee(sweep, document, supply), counts_images=sweep.limits.max_images is not None
@@ -81,7 +81,9 @@ def run_trials(
     )
     # At the end it looks for the files of results that no one wrote, and warns of each.
     logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
-    tuner.fit()
+    lone = [trial_resources(spec) for spec in specs if is_alone(spec)]
+    with claimed(document.experiment_id, [max(lone, key=lambda each: each["CPU"])] * concurrent if lone else []):
+        tuner.fit()
 
 
 def _requested(config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
