@@ -17,7 +17,14 @@ from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 
 from trainer.collectives import all_gather
-from trainer.losses.similarity import Tile, Views, check_projections, check_temperature, normalized_backward
+from trainer.losses.similarity import (
+    Tile,
+    Views,
+    WeightedSums,
+    check_projections,
+    check_temperature,
+    normalized_backward,
+)
 
 __all__ = ["nt_xent", "nt_xent_and_views"]
 
@@ -91,9 +98,10 @@ class _NTXent(torch.autograd.Function):
                 weighted = _weights(ctx.kept or _exponentials(views, ctx.scale), views, lse_2N)
             else:
                 weighted = _safe_weights(views, lse_2N, ctx.scale)
-            gradient_2BD = torch.zeros_like(views.own_2BD)
+            sums = WeightedSums(views)
             for tile, weights in weighted:
-                views.add_weighted_(gradient_2BD, tile, weights)
+                sums.add(tile, weights)
+            gradient_2BD = sums.total()
             views.add_positives_(gradient_2BD, -2.0)
             gradient_2BD.mul_(grad_output * (ctx.scale / views.num_own))
             if length_2B1 is not None:
@@ -101,9 +109,9 @@ class _NTXent(torch.autograd.Function):
         return gradient_2BD.to(ctx.dtype), None, None, None, None
 
 
-def _exponentials(views: Views, scale: float, *, is_kept: bool = False) -> Iterator[tuple[Tile, Tensor]]:
+def _exponentials(views: Views, scale: float) -> Iterator[tuple[Tile, Tensor]]:
     """Yield exp(similarity * scale) of each tile, an anchor's own being 0."""
-    for tile, block in views.similarities(scale=scale * LOG2_E, is_kept=is_kept):
+    for tile, block in views.similarities(scale=scale * LOG2_E):
         block.exp2_()  # torch vectorises it; exp_ takes twice as long
         tile.hide(block, 0, value=0.0)
         yield tile, block
@@ -112,7 +120,7 @@ def _exponentials(views: Views, scale: float, *, is_kept: bool = False) -> Itera
 def _log_sum_exp(views: Views, scale: float, *, kept: list[tuple[Tile, Tensor]] | None) -> Tensor:
     """Return lse, `[2B]`; the exponentials go to `kept` if that is a list."""
     total_2B = views.own_2BD.new_zeros(views.num_own)
-    for tile, block in _exponentials(views, scale, is_kept=kept is not None):
+    for tile, block in _exponentials(views, scale):
         total_2B[tile.rows].add_(block.sum(dim=1))
         if tile.mirror is not None:
             total_2B[tile.mirror].add_(block.sum(dim=0))

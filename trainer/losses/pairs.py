@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 
 from trainer.collectives import all_gather
-from trainer.losses.similarity import Views, check_projections, normalized_backward
+from trainer.losses.similarity import Views, WeightedSums, check_projections, normalized_backward
 
 __all__ = ["PairTerms", "pair_loss_and_views"]
 
@@ -97,7 +97,7 @@ def _all_negatives(
 ) -> tuple[Tensor, Tensor, Tensor]:
     p_2N = all_gather(p_2B, group=group).flatten()
     value_2B, slope_2B = torch.zeros_like(p_2B), torch.zeros_like(p_2B)
-    gradient_2BD = torch.zeros_like(views.own_2BD)
+    sums = WeightedSums(views)
     same_image = (0, views.num_images, -views.num_images)
     for tile, block in views.similarities(scale=scale):
         weights = torch.zeros_like(block)
@@ -110,9 +110,9 @@ def _all_negatives(
                 tile.hide(terms_of_block, *same_image, value=0.0)
                 value_2B[rows] += terms_of_block.sum(dim=axis)
                 slope_2B[rows] += slopes.sum(dim=axis) * of_positive
-        views.add_weighted_(gradient_2BD, tile, weights)
+        sums.add(tile, weights)
     num_negatives = max(1, len(views.all_2ND) - 2)  # one image alone has none: its sums are 0
-    return value_2B / num_negatives, slope_2B / num_negatives, gradient_2BD / num_negatives
+    return value_2B / num_negatives, slope_2B / num_negatives, sums.total() / num_negatives
 
 
 def _semi_hard(

@@ -21,8 +21,9 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from trainer.collectives import all_gather, rank
+from trainer.matrix_product import product
 
-__all__ = ["Tile", "Views", "check_projections", "check_temperature", "normalized_backward", "spans"]
+__all__ = ["Tile", "Views", "WeightedSums", "check_projections", "check_temperature", "normalized_backward", "spans"]
 
 MIN_LENGTH = 1e-12  # a shorter row has no direction
 MAX_PLAIN_EXPONENT = 64.0  # exp(+-64) and sums of a billion of them are normal float32 numbers
@@ -161,21 +162,29 @@ class Views:
             for columns in others:
                 yield Tile(rows, columns, None)
 
-    def similarities(
-        self, *, scale: float, tiles: Iterable[Tile] | None = None, is_kept: bool = False
-    ) -> Iterator[tuple[Tile, Tensor]]:
-        """Yield each tile and its similarities times `scale`; unless kept, the next one overwrites them."""
+    def similarities(self, *, scale: float, tiles: Iterable[Tile] | None = None) -> Iterator[tuple[Tile, Tensor]]:
+        """Yield each tile and its similarities times `scale`."""
         own_2BD = self.own_2BD
-        buffer = own_2BD.new_empty(0)
         for tile in tiles or self.tiles():
-            rows, columns = own_2BD[tile.rows], self.all_2ND[tile.columns]
-            size = len(rows) * len(columns)
-            buffer = own_2BD.new_empty(size) if is_kept or buffer.numel() < size else buffer
-            block = buffer[:size].view(len(rows), len(columns))
-            yield tile, torch.addmm(block, rows, columns.T, beta=0, alpha=scale, out=block)
+            yield tile, product(own_2BD[tile.rows] * scale, self.all_2ND[tile.columns].T)
 
-    def add_weighted_(self, gradient_2BD: Tensor, tile: Tile, weights: Tensor) -> None:
-        """Add to the rows of `gradient_2BD` their views weighted by one tile, both ways if mirrored."""
-        gradient_2BD[tile.rows].addmm_(weights, self.all_2ND[tile.columns])
+
+class WeightedSums:
+    """For each own row the sum of all views, weighted tile by tile, mirrored tiles both ways."""
+
+    def __init__(self, views: Views) -> None:
+        """Begin with 0."""
+        self._views = views
+        self._sums_2BD = torch.zeros_like(views.own_2BD)
+        # Transposed: a product with the transpose of a tile would first copy it.
+        self._mirrored_D2B = views.own_2BD.new_zeros(views.own_2BD.shape[::-1])
+
+    def add(self, tile: Tile, weights: Tensor) -> None:
+        """Add what the weights of one tile make of its views."""
+        self._sums_2BD[tile.rows].add_(product(weights, self._views.all_2ND[tile.columns]))
         if tile.mirror is not None:
-            gradient_2BD[tile.mirror].addmm_(weights.T, self.own_2BD[tile.rows])
+            self._mirrored_D2B[:, tile.mirror].add_(product(self._views.own_2BD[tile.rows].T, weights))
+
+    def total(self) -> Tensor:
+        """Return the sums, `[2B, D]`; nothing is added after."""
+        return self._sums_2BD.add_(self._mirrored_D2B.T)

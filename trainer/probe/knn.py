@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from trainer.matrix_product import product
+
 __all__ = ["KNN_KS", "KNN_TEMPERATURE", "KnnResult", "knn_probe"]
 
 KNN_KS: Final = (20, 200)  # the online choice, and Wu et al.'s
@@ -62,7 +64,7 @@ def knn_probe(
     num_voters = len(bank) - leaves_self_out
     for start in range(0, len(queries_QR), block):
         queries = torch.from_numpy(queries_QR[start : start + block]).to(device)
-        similarity = normalize(queries, dim=1) @ bank.T
+        similarity = product(normalize(queries, dim=1), bank.T)
         if leaves_self_out:
             similarity.diagonal(start).fill_(-torch.inf)
         nearest = similarity.topk(min(max(ks), num_voters), dim=1)  # in order: a smaller k takes the first of them
