@@ -25,6 +25,12 @@ __all__ = ["JOB_ENVIRONMENT", "JobRequest", "attempt_job", "backfill_job", "scal
 _MODULES: Final = {"pretrain": "trainer", "sweep": "tune_spaces"}
 _BACKFILL: Final = "trainer.backfill"
 
+# How long a team may take to get its workers, before that counts as a failure, of which it bears a few. An
+# autoscaler needs minutes for a node. One that can be smaller is tried so then; another waits for whoever
+# took the room that admission saw, a trial of a sweep say.
+TRY_FEWER_AFTER_S: Final = 300
+WAIT_FOR_ROOM_S: Final = 900
+
 JOB_ENVIRONMENT: Final[Mapping[str, str]] = {
     # Ray Train takes one report of a worker per check; at its default of 2 s every report waits.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
@@ -129,11 +135,10 @@ def _parent(record: ExperimentRecord) -> ParentTrial | None:
 
 def _environment(record: ExperimentRecord, environ: Mapping[str, str]) -> dict[str, str]:
     scaling = scaling_of(record)
+    is_elastic = scaling.min_workers() < scaling.max_workers()
     return {
         **JOB_ENVIRONMENT,
-        # An autoscaler needs minutes for a node. A team of a range is better tried with fewer workers
-        # then; another waits for whoever took the room that admission saw, a trial of a sweep say.
-        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300" if scaling.min_workers() < scaling.max_workers() else "3600",
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(TRY_FEWER_AFTER_S if is_elastic else WAIT_FOR_ROOM_S),
         # Named, because the default changes with Ray's version; the token itself is the node's to have.
         "RAY_AUTH_MODE": environ.get("RAY_AUTH_MODE", "disabled"),
         # Ray sets 1, or all of the machine's cores, by whether CPUs were asked for.

@@ -83,6 +83,14 @@ def test_math_libraries_get_the_workers_cpus() -> None:
     assert job(kind="sweep", spec={"base": scaling}).env["OMP_NUM_THREADS"] == "3"
 
 
+@pytest.mark.parametrize(
+    ("workers", "waits_s"), [(2, "900"), ({"min": 2, "max": 2}, "900"), ({"min": 1, "max": 2}, "300")]
+)
+def test_a_team_that_could_be_smaller_waits_less_for_room(workers: Any, waits_s: str) -> None:
+    env = job(spec={"scaling": {"num_workers": workers}}).env
+    assert env["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] == waits_s
+
+
 def test_a_stop_is_the_signal_that_ray_train_ends_cleanly_on_with_time_to_do_so() -> None:
     assert job().env["RAY_JOB_STOP_SIGNAL"] == "SIGINT"
     assert float(job().env["RAY_JOB_STOP_WAIT_TIME_S"]) >= 30
