@@ -11,6 +11,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Final
 
@@ -81,8 +82,9 @@ def run_trials(
     )
     # At the end it looks for the files of results that no one wrote, and warns of each.
     logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
-    lone = [trial_resources(spec) for spec in specs if is_alone(spec)]
-    with claimed(document.experiment_id, [max(lone, key=lambda each: each["CPU"])] * concurrent if lone else []):
+    # Those of lone trials: the others' workers are Ray Train's, which claims for them.
+    lone = max((trial_resources(spec)["CPU"] for spec in specs if is_alone(spec)), default=0.0)
+    with claimed(document.experiment_id, [{"CPU": lone}] * concurrent) if lone else nullcontext():
         tuner.fit()
 
 

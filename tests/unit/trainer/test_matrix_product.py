@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -23,6 +26,7 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 def _library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "MKL":
         monkeypatch.setattr(matrix_product, "_ONEDNN_LINEAR", None)
+    matrix_product._is_whole.cache_clear()
 
 
 @pytest.mark.parametrize("left", LAYOUTS)
@@ -51,3 +55,23 @@ def test_a_product_is_the_same_again() -> None:
 
 def test_it_has_no_gradient() -> None:
     assert not product(torch.randn(4, 4, requires_grad=True), torch.randn(4, 4)).requires_grad
+
+
+PRODUCTS = """
+import torch
+from trainer.matrix_product import product
+torch.manual_seed(0)
+for rows, inner, columns in ((240, 64, 240), (33, 128, 200), (256, 512, 128), (2000, 128, 2000)):
+    left, right = torch.randn(rows, inner), torch.randn(inner, columns)
+    torch.testing.assert_close(product(left, right), left @ right, rtol=0, atol=1e-3)
+"""
+
+
+@pytest.mark.slow  # a process each
+@pytest.mark.parametrize("limit", [{"OMP_THREAD_LIMIT": "1"}, {"OMP_DYNAMIC": "TRUE"}, {}], ids=str)
+def test_a_product_is_whole_where_openmp_gives_fewer_threads_than_it_was_asked_for(limit: dict[str, str]) -> None:
+    environment = os.environ | {"OMP_NUM_THREADS": "8", **limit}
+    done = subprocess.run(
+        [sys.executable, "-c", PRODUCTS], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
